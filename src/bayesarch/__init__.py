@@ -1,0 +1,72 @@
+"""Bayesian neural architecture search: labelled examples in, a posterior over architectures out.
+
+    import bayesarch as ba
+    run = ba.search("digits", out="runs/first")
+    run.posterior.mode(); run.posterior.sample(5, seed=1)
+
+Nothing heavy is imported until it is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayesarch.data import DATASETS as datasets
+    from bayesarch.errors import BayesarchError as BayesarchError
+    from bayesarch.methods import METHODS as methods
+    from bayesarch.nets import build as build
+    from bayesarch.spaces import SPACES as spaces
+    from bayesarch.spaces import Architecture as Architecture
+    from bayesarch.spaces import Choice as Choice
+    from bayesarch.spaces import Space as Space
+    from bayesarch.workflows.run import Run as Run
+    from bayesarch.workflows.run import open_run as open_run
+    from bayesarch.workflows.search import resume as resume
+    from bayesarch.workflows.search import search as search
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Architecture": ("bayesarch.spaces", "Architecture"),
+    "BayesarchError": ("bayesarch.errors", "BayesarchError"),
+    "Choice": ("bayesarch.spaces", "Choice"),
+    "Run": ("bayesarch.workflows.run", "Run"),
+    "Space": ("bayesarch.spaces", "Space"),
+    "build": ("bayesarch.nets", "build"),
+    "datasets": ("bayesarch.data", "DATASETS"),
+    "methods": ("bayesarch.methods", "METHODS"),
+    "open_run": ("bayesarch.workflows.run", "open_run"),
+    "resume": ("bayesarch.workflows.search", "resume"),
+    "search": ("bayesarch.workflows.search", "search"),
+    "spaces": ("bayesarch.spaces", "SPACES"),
+}
+
+__all__ = [
+    "Architecture",
+    "BayesarchError",
+    "Choice",
+    "Run",
+    "Space",
+    "__version__",
+    "build",
+    "datasets",
+    "methods",
+    "open_run",
+    "resume",
+    "search",
+    "spaces",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bayesarch' has no attribute {name!r}")
+    home, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(home), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

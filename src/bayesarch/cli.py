@@ -1,0 +1,164 @@
+"""The command line: names to workflows. The only place that prints; heavy imports happen inside the commands."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="bayesarch",
+    help="Bayesian neural architecture search: labelled examples in, a posterior over architectures out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def main() -> None:
+    """Run the command line; errors of ours end in one clear line and exit code 2."""
+    from bayesarch.errors import BayesarchError
+
+    try:
+        app()
+    except BayesarchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def search(
+    data: Annotated[
+        str | None, typer.Option(help="digits, planted, an .npz file or a folder of images [digits]")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Search space [nb201]")] = None,
+    method: Annotated[str | None, typer.Option(help="bpnas, drnas or darts [bpnas]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder [runs/<data>-<space>-<method>-s<seed>]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many training examples")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as method.delta=0.1")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search an architecture: train a supernet, decide its cell, write a run folder and a report."""
+    asked: dict[str, Any] = {
+        "space": space,
+        "method": method,
+        "seed": seed,
+        "device": device,
+        "limit": limit,
+        "config": config,
+        "set": set_,
+    }
+    if dry_run:
+        from bayesarch.terminal import plan_line
+        from bayesarch.workflows.search import prepare
+
+        job = prepare(data, **asked)
+        plan = job.plan()
+        _print_json(plan.to_json()) if as_json else print(plan_line(plan, job.settings))
+        return
+    from bayesarch.terminal import Progress
+    from bayesarch.workflows.search import search as run_search
+
+    with Progress(quiet=as_json) as progress:
+        run = _interruptible(lambda: run_search(data, out=out, listener=progress.listener, **asked), progress)
+    _conclude(run, as_json)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a broken run; nothing happens to a finished one."""
+    from bayesarch.terminal import Progress
+    from bayesarch.workflows.search import resume as run_resume
+
+    with Progress(quiet=as_json) as progress:
+        done = _interruptible(lambda: run_resume(run, device=device, listener=progress.listener), progress)
+    _conclude(done, as_json)
+
+
+@app.command()
+def status(run: RunArgument, as_json: Json = False) -> None:
+    """Say whether a run is running, interrupted, failed or finished, and how far it is."""
+    from bayesarch.terminal import status_line
+    from bayesarch.workflows.run import open_run
+
+    opened = open_run(run)
+    _print_json(opened.status) if as_json else print(status_line(opened))
+
+
+@app.command()
+def show(run: RunArgument, as_json: Json = False) -> None:
+    """Print the final table of a finished run."""
+    from bayesarch.terminal import print_summary
+    from bayesarch.workflows.run import open_run
+
+    opened = open_run(run)
+    _print_json({**opened.summary, "posterior": opened.posterior.to_json()}) if as_json else print_summary(opened)
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many")] = 5,
+    seed: Annotated[int, typer.Option(help="Decides the draws")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw architectures from a run's posterior, with their parameters and MACs."""
+    from bayesarch.terminal import print_samples
+    from bayesarch.workflows.sample import sample as draw
+
+    rows = draw(run, n, seed=seed)
+    _print_json(rows) if as_json else print_samples(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check that everything works on this machine."""
+    from bayesarch.terminal import print_doctor
+    from bayesarch.workflows.doctor import doctor as examine
+
+    result = examine()
+    _print_json(result) if as_json else print_doctor(result)
+    if not all(check["passed"] for check in result["checks"]):
+        raise typer.Exit(1)
+
+
+def _interruptible(work: Any, progress: Any) -> Any:
+    """Return what `work` returns; where it was interrupted, say how to resume and leave with the shell's code."""
+    from bayesarch.engine import Interrupted
+
+    try:
+        return work()
+    except Interrupted:
+        progress.stop()
+        print(
+            f"interrupted; the place is saved. Continue with: bayesarch resume {progress.path}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+
+
+def _conclude(run: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"path": run.path, **run.summary})
+    else:
+        from bayesarch.terminal import print_summary
+
+        print_summary(run)
+
+
+def _print_json(record: Any) -> None:
+    print(json.dumps(record, indent=2, sort_keys=True, default=str))

@@ -1,0 +1,33 @@
+"""Where examples come from, how they are split, and how they become batches.
+
+To add a built-in set: one function and one line in `sources.py`; `bayesarch.testing.check_dataset` holds what it must
+keep. Nothing here downloads anything.
+"""
+
+from bayesarch.data.examples import Examples as Examples
+from bayesarch.data.examples import as_examples as as_examples
+from bayesarch.data.pipeline import Batch as Batch
+from bayesarch.data.pipeline import Feeder as Feeder
+from bayesarch.data.pipeline import Split as Split
+from bayesarch.data.pipeline import splits_on as splits_on
+from bayesarch.data.sources import DATASETS as DATASETS
+from bayesarch.data.sources import DataConfig as DataConfig
+from bayesarch.data.sources import load as load
+from bayesarch.data.splits import SPLITS as SPLITS
+from bayesarch.data.splits import Partition as Partition
+from bayesarch.data.splits import split as split
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Batch",
+    "DataConfig",
+    "Examples",
+    "Feeder",
+    "Partition",
+    "Split",
+    "as_examples",
+    "load",
+    "split",
+    "splits_on",
+]

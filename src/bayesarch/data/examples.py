@@ -1,0 +1,159 @@
+"""Labelled images in memory, checked at the door. numpy only.
+
+Images are kept as (n, height, width, channels), uint8 where they came as uint8 and float32 otherwise.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bayesarch.errors import DataError
+
+__all__ = ["Examples", "Layout", "as_examples"]
+
+Layout = Literal["auto", "hw", "hwc", "chw"]
+"""Order of an image's axes: `hw` grey without a channel axis, `hwc`, `chw`; `auto` guesses from the shape."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled images, and a test set where the source gave one.
+
+    Attributes:
+        images: shape (n, H, W, C), uint8 or float32.
+        labels: shape (n,), int64 in 0..K-1, every class present.
+        classes: names of the K classes.
+        test_images: like `images`, or None.
+        test_labels: like `labels`, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, h, w, c = self.images.shape
+        return c, h, w
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits of the content; equal data, equal digest."""
+        content = hashlib.sha256()
+        for array in (self.images, self.labels, self.test_images, self.test_labels):
+            if array is not None:
+                content.update(f"{array.dtype}{array.shape}".encode())
+                content.update(np.ascontiguousarray(array).data)
+        return content.hexdigest()[:16]
+
+
+def as_examples(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    layout: Layout = "auto",
+    classes: tuple[str, ...] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    source: str = "arrays",
+) -> Examples:
+    """Return checked examples.
+
+    Args:
+        images: shape (n, H, W), (n, H, W, C) or (n, C, H, W); integers 0..255 or finite floats.
+        labels: shape (n,): integers 0..K-1 or strings.
+        layout: order of an image's axes.
+        classes: class names; None: the labels themselves.
+        test: images and labels of a given test set.
+        source: where they came from, for messages.
+
+    Raises:
+        DataError: saying what is wrong, where, and what to do.
+    """
+    labels, classes = _tidy_labels(np.asarray(labels), classes, source)
+    tidy = _tidy_images(np.asarray(images), layout, source)
+    if len(tidy) != len(labels):
+        raise DataError(f"{source}: {len(tidy)} images but {len(labels)} labels")
+    if test is None:
+        return Examples(tidy, labels, classes)
+    test_images = _tidy_images(np.asarray(test[0]), layout, f"{source} (test)")
+    test_labels = _test_labels(np.asarray(test[1]), classes, source)
+    if len(test_images) != len(test_labels):
+        raise DataError(f"{source}: {len(test_images)} test images but {len(test_labels)} test labels")
+    if test_images.shape[1:] != tidy.shape[1:] or test_images.dtype != tidy.dtype:
+        raise DataError(
+            f"{source}: test images are {test_images.shape[1:]} {test_images.dtype}, "
+            f"the others {tidy.shape[1:]} {tidy.dtype}; they must agree"
+        )
+    return Examples(tidy, labels, classes, test_images, test_labels)
+
+
+def _tidy_images(images: np.ndarray, layout: Layout, source: str) -> np.ndarray:
+    """Return images as (n, H, W, C), uint8 or float32."""
+    if images.dtype == object:
+        raise DataError(f"{source}: the images differ in size; resize them to one (--set data.image_size=32)")
+    if images.ndim not in (3, 4) or len(images) == 0:
+        raise DataError(f"{source}: images must have shape (n, H, W), (n, H, W, C) or (n, C, H, W); got {images.shape}")
+    if images.ndim == 3:
+        images = images[..., None]
+    elif layout == "chw" or (layout == "auto" and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)):
+        images = images.transpose(0, 2, 3, 1)
+    elif layout == "auto" and images.shape[1] in (1, 3, 4) and images.shape[3] in (1, 3, 4):
+        raise DataError(
+            f"{source}: cannot tell the channel axis of shape {images.shape}; "
+            "say --set data.layout=hwc or data.layout=chw"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        if not np.isfinite(images).all():
+            bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+            raise DataError(f"{source}: {len(bad)} images hold NaN or infinity, the first is number {bad[0]}")
+        return np.ascontiguousarray(images, dtype=np.float32)
+    if np.issubdtype(images.dtype, np.integer) or images.dtype == bool:
+        low, high = int(images.min()), int(images.max())
+        if low < 0 or high > 255:
+            raise DataError(f"{source}: integer images must lie in 0..255; got {low}..{high} (use floats instead)")
+        return np.ascontiguousarray(images, dtype=np.uint8)
+    raise DataError(f"{source}: images must be integers or floats; got {images.dtype}")
+
+
+def _tidy_labels(
+    labels: np.ndarray, classes: tuple[str, ...] | None, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as int64 in 0..K-1 and the K class names."""
+    if labels.ndim != 1:
+        raise DataError(f"{source}: labels must have shape (n,), one class per image; got {labels.shape}")
+    if labels.dtype.kind in "US":
+        names, labels = np.unique(labels, return_inverse=True)
+        classes = tuple(str(name) for name in names)
+    elif labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)):
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iub":
+        raise DataError(f"{source}: labels must be whole numbers or strings; got {labels.dtype}")
+    labels = labels.astype(np.int64)
+    n = len(classes) if classes else int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= n:
+        raise DataError(f"{source}: labels must lie in 0..{n - 1}; got {labels.min()}..{labels.max()}")
+    counts = np.bincount(labels, minlength=n)
+    if n < 2:
+        raise DataError(f"{source}: all examples are of one class; a classifier needs at least two")
+    if (counts == 0).any():
+        absent = ", ".join(str(k) for k in np.flatnonzero(counts == 0)[:5])
+        raise DataError(f"{source}: labels must be 0..{n - 1} with every class present; no example of class {absent}")
+    return labels, classes or tuple(str(k) for k in range(n))
+
+
+def _test_labels(labels: np.ndarray, classes: tuple[str, ...], source: str) -> np.ndarray:
+    """Return test labels in terms of the training classes; not every class need occur."""
+    if labels.dtype.kind in "US":
+        known = {name: k for k, name in enumerate(classes)}
+        unknown = sorted({str(name) for name in labels} - set(known))
+        if unknown:
+            raise DataError(f"{source}: the test set has classes that training has not: {', '.join(unknown[:5])}")
+        return np.array([known[str(name)] for name in labels], dtype=np.int64)
+    labels = labels.astype(np.int64)
+    if labels.ndim != 1 or labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(f"{source}: test labels must lie in 0..{len(classes) - 1}, one per image")
+    return labels

@@ -1,0 +1,172 @@
+"""Batches on the device: the whole split as it is stored, crop, flip, cutout and scaling for a batch at a time.
+
+Images lie as (n, H, W, C) with their crop padding, so that crop and flip are one gather and the result, seen as
+(B, C, H, W), is already in channels-last order.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesarch.data.examples import Examples
+from bayesarch.data.sources import DataConfig
+from bayesarch.data.splits import Partition
+
+__all__ = ["Batch", "Feeder", "Split", "splits_on"]
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W) as float32, channels last, and labels (B,) as int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Split:
+    """One named split on a device.
+
+    Args:
+        images: shape (n, H, W, C), uint8 or float32.
+        labels: shape (n,).
+        config: augmentation.
+        mean: per channel, in the images' own units.
+        std: likewise, > 0.
+        device: where batches are made.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        config: DataConfig,
+        mean: np.ndarray,
+        std: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.side = images.shape[1], images.shape[2]
+        self.pad = config.crop if config.crop is not None else min(self.side) // 8
+        pad = ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0))
+        self.images = torch.from_numpy(np.pad(images, pad)).to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.flip, self.cutout = config.flip, config.cutout
+        self._scale = torch.tensor(1.0 / std, dtype=torch.float32, device=device)
+        self._shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
+        self._rows = torch.arange(self.side[0], device=device)
+        self._cols = torch.arange(self.side[1], device=device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def plain(self, index: Tensor) -> Batch:
+        """Return the examples at `index` (B,) as they are, normalised."""
+        return self._gather(index, self._rows + self.pad, self._cols + self.pad)
+
+    def augmented(self, index: Tensor, *, generator: torch.Generator) -> Batch:
+        """Return the examples at `index` (B,), randomly cropped, flipped and cut out.
+
+        Args:
+            index: on the split's device.
+            generator: the stream to draw from, on the split's device.
+        """
+        device, b = index.device, len(index)
+        rows, cols = self._rows.expand(b, -1) + self.pad, self._cols.expand(b, -1) + self.pad
+        if self.pad:
+            moves = torch.randint(0, 2 * self.pad + 1, (2, b, 1), generator=generator, device=device)
+            rows, cols = self._rows + moves[0], self._cols + moves[1]
+        if self.flip:
+            mirror = torch.rand((b, 1), generator=generator, device=device) < 0.5
+            cols = torch.where(mirror, cols.flip(1), cols)
+        batch = self._gather(index, rows, cols)
+        if self.cutout:
+            centre = torch.rand((2, b, 1), generator=generator, device=device)
+            near_row = (self._rows - (centre[0] * self.side[0]).floor()).abs() * 2 <= self.cutout
+            near_col = (self._cols - (centre[1] * self.side[1]).floor()).abs() * 2 <= self.cutout
+            hole = near_row[:, None, :, None] & near_col[:, None, None, :]
+            batch = Batch(batch.images.masked_fill(hole, 0.0), batch.labels)
+        return batch
+
+    def _gather(self, index: Tensor, rows: Tensor, cols: Tensor) -> Batch:
+        """Return pixels rows x cols of the examples at `index`; rows (H,) or (B, H), cols likewise."""
+        pixels = self.images[index[:, None, None], rows[..., :, None], cols[..., None, :]]
+        images = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
+        return Batch(images.permute(0, 3, 1, 2), self.labels[index])
+
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """Yield all examples once, in order, without augmentation; at most `limit` batches.
+
+        Batches are of nearly equal size, at most `batch_size`, so that none is too small for batch statistics.
+        """
+        parts = torch.arange(len(self), device=self.labels.device).tensor_split(-(-len(self) // batch_size))
+        for index in parts[:limit]:
+            yield self.plain(index)
+
+
+class Feeder:
+    """Endless shuffled, augmented batches of one split; its place can be saved and put back.
+
+    Args:
+        split: what to draw from.
+        batch_size: examples per batch; never more than the split has.
+        order: stream that permutes, on the CPU.
+        augment: stream that augments, on the split's device.
+    """
+
+    def __init__(self, split: Split, batch_size: int, *, order: torch.Generator, augment: torch.Generator) -> None:
+        self.split, self.batch_size = split, min(batch_size, len(split))
+        self._order, self._augment = order, augment
+        self.permutation = torch.empty(0, dtype=torch.int64)
+        self.position = 0
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Full batches in the split; a rest smaller than a batch waits for the next shuffle."""
+        return len(self.split) // self.batch_size
+
+    def next(self) -> Batch:
+        """Return the next batch, shuffling anew when fewer examples than a batch are left."""
+        if self.position + self.batch_size > len(self.permutation):
+            self.permutation = torch.randperm(len(self.split), generator=self._order)
+            self.position = 0
+        index = self.permutation[self.position : self.position + self.batch_size]
+        self.position += self.batch_size
+        return self.split.augmented(index.to(self.split.labels.device), generator=self._augment)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the current permutation and the place in it."""
+        return {"permutation": self.permutation.clone(), "position": torch.tensor(self.position)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a saved place."""
+        self.permutation, self.position = state["permutation"].clone(), int(state["position"])
+
+
+def splits_on(
+    examples: Examples,
+    partition: Partition,
+    names: tuple[str, ...],
+    *,
+    config: DataConfig,
+    device: torch.device,
+) -> dict[str, Split]:
+    """Return the named splits on a device; what is not named is not even copied there.
+
+    Scaling comes from the weights split alone, so that no other split leaks into it.
+    """
+    reference, _ = partition.take(examples, "weights")
+    channels = examples.input_shape[0]
+    mean, std = np.zeros(channels), np.ones(channels)
+    if config.normalise:
+        mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
+        std = reference.std(axis=(0, 1, 2), dtype=np.float64)
+        std[std == 0] = 1.0
+    elif reference.dtype == np.uint8:
+        std = np.full(channels, 255.0)
+    made = {}
+    for name in names:
+        images, labels = partition.take(examples, name)
+        made[name] = Split(images, labels, config=config, mean=mean, std=std, device=device)
+    return made

@@ -1,0 +1,113 @@
+"""Splits by name: stratified, never overlapping, told by a fingerprint. numpy only.
+
+weights        trains network weights
+architecture   trains beliefs about the architecture
+selection      chooses and reports during a search; neither of the two above has seen it
+test           read once, after everything is decided; a search never gets it
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bayesarch.data.examples import Examples
+from bayesarch.data.sources import DataConfig
+from bayesarch.errors import DataError
+
+__all__ = ["SPLITS", "Partition", "split"]
+
+SPLITS = ("weights", "architecture", "selection", "test")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which examples belong to which split.
+
+    Attributes:
+        indices: per split, sorted indices; `test` counts in the source's own test set where it has one.
+        given_test: whether it has.
+    """
+
+    indices: Mapping[str, np.ndarray]
+    given_test: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples per split."""
+        return {name: len(index) for name, index in self.indices.items()}
+
+    def take(self, examples: Examples, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and labels of one split."""
+        index = self.indices[name]
+        if name == "test" and self.given_test:
+            assert examples.test_images is not None
+            assert examples.test_labels is not None
+            return examples.test_images[index], examples.test_labels[index]
+        return examples.images[index], examples.labels[index]
+
+    def fingerprint(self, examples: Examples) -> dict[str, str]:
+        """Return digests of the content and of each split, for the run folder."""
+        prints = {"content": examples.digest()}
+        for name, index in self.indices.items():
+            prints[name] = hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()[:16]
+        return prints
+
+
+def split(examples: Examples, config: DataConfig) -> Partition:
+    """Return the partition that `config` describes, the same for the same content and `split_seed`.
+
+    Every class is cut in the same shares, by largest remainder, at least one example each.
+
+    Raises:
+        DataError: if a class has too few examples to appear in every split.
+    """
+    rng = np.random.default_rng(config.split_seed)
+    given_test = examples.test_labels is not None
+    names = SPLITS[:3] if given_test else SPLITS
+    shares = np.array(config.fractions[: len(names)])
+    shares = shares / shares.sum()
+    pool = _limited(examples.labels, config.limit, rng)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for k, name in enumerate(examples.classes):
+        members = rng.permutation(pool[examples.labels[pool] == k])
+        if len(members) < len(names):
+            raise DataError(
+                f"class {name!r} has {len(members)} examples; at least {len(names)} are needed, one for each of "
+                f"the splits {', '.join(names)}"
+            )
+        for part, chunk in zip(names, np.split(members, _cuts(len(members), shares)), strict=True):
+            parts[part].append(chunk)
+    indices = {name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()}
+    if given_test:
+        assert examples.test_labels is not None
+        indices["test"] = np.arange(len(examples.test_labels))
+    return Partition(indices, given_test)
+
+
+def _cuts(n: int, shares: np.ndarray) -> np.ndarray:
+    """Return where to cut n members so that parts have the given shares, each at least 1."""
+    counts = np.maximum(np.floor(n * shares).astype(int), 1)
+    while counts.sum() < n:
+        counts[np.argmax(n * shares - counts)] += 1
+    while counts.sum() > n:
+        counts[np.argmax(counts)] -= 1
+    return np.cumsum(counts)[:-1]
+
+
+def _limited(labels: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Return the indices of at most `limit` examples, classes in proportion."""
+    everything = np.arange(len(labels))
+    if limit is None or limit >= len(labels):
+        return everything
+    classes, counts = np.unique(labels, return_counts=True)
+    if limit < len(classes):
+        raise DataError(f"limit={limit} is less than the number of classes, {len(classes)}")
+    wanted = _cuts(limit, np.append(counts, 0) / counts.sum())
+    sizes = np.diff(np.concatenate([[0], wanted]))
+    chosen = [
+        rng.choice(everything[labels == k], size=min(size, count), replace=False)
+        for k, size, count in zip(classes, sizes, counts, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))

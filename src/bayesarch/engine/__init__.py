@@ -1,0 +1,50 @@
+"""How weights are fitted: one loop, devices and precision, checkpoints, scores. Knows methods only by a protocol.
+
+Nothing here may name a space, a method or a data set. A new method needs no edit here.
+"""
+
+from bayesarch.engine.checkpoint import load_checkpoint as load_checkpoint
+from bayesarch.engine.checkpoint import pack as pack
+from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
+from bayesarch.engine.checkpoint import unpack as unpack
+from bayesarch.engine.conditionals import conditional_losses as conditional_losses
+from bayesarch.engine.device import autocast as autocast
+from bayesarch.engine.device import resolve_device as resolve_device
+from bayesarch.engine.loop import Engine as Engine
+from bayesarch.engine.loop import EngineConfig as EngineConfig
+from bayesarch.engine.loop import Interrupted as Interrupted
+from bayesarch.engine.loop import Observer as Observer
+from bayesarch.engine.loop import Place as Place
+from bayesarch.engine.method import Clock as Clock
+from bayesarch.engine.method import Info as Info
+from bayesarch.engine.method import Method as Method
+from bayesarch.engine.method import Setting as Setting
+from bayesarch.engine.method import State as State
+from bayesarch.engine.score import Score as Score
+from bayesarch.engine.score import batch_statistics as batch_statistics
+from bayesarch.engine.score import recalibrate as recalibrate
+from bayesarch.engine.score import score as score
+
+__all__ = [
+    "Clock",
+    "Engine",
+    "EngineConfig",
+    "Info",
+    "Interrupted",
+    "Method",
+    "Observer",
+    "Place",
+    "Score",
+    "Setting",
+    "State",
+    "autocast",
+    "batch_statistics",
+    "conditional_losses",
+    "load_checkpoint",
+    "pack",
+    "recalibrate",
+    "resolve_device",
+    "save_checkpoint",
+    "score",
+    "unpack",
+]

@@ -1,0 +1,348 @@
+"""One loop for every method: search to a decision, a few closing epochs, then what the method measures at the end.
+
+    for each round (one epoch, unless the method says otherwise):
+        for each step:  method moves beliefs and leaves weight gradients; engine clips and steps the weights
+        method's boundary: threshold tests, pruning; engine reconciles network and optimiser
+        record, checkpoint
+    method concludes what the cap left open; closing epochs; method examines
+
+A killed search resumes bit for bit on the CPU: a checkpoint holds weights, momentum, beliefs, every stream, each
+split's permutation and the place in it, running sums and the number of threads.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bayesarch.config import Config
+from bayesarch.data import Feeder, Split
+from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
+from bayesarch.engine.device import Precision, autocast
+from bayesarch.engine.method import Clock, Method
+from bayesarch.engine.score import Score, recalibrate, score
+from bayesarch.engine.weights import Weights
+from bayesarch.errors import CheckpointError, NumericalError
+from bayesarch.functional import Streams, cosine
+from bayesarch.nets import Supernet
+
+__all__ = ["Engine", "EngineConfig", "Interrupted", "Observer", "Place"]
+
+CHECK_EVERY = 10
+"""Steps between looks at the losses, so that a GPU is not made to wait at every step."""
+
+
+class Interrupted(Exception):
+    """The search was asked to stop and has saved its place."""
+
+
+class EngineConfig(Config):
+    """How weights are fitted during a search."""
+
+    epochs: int = Field(default=80, ge=1)
+    """Cap on search epochs; also the nominal length of the learning-rate schedule."""
+    closing_epochs: int = Field(default=5, ge=0)
+    """Epochs of weight training after everything is decided."""
+    batch_size: int = Field(default=64, ge=2)
+    """Examples per batch, on each split."""
+    lr: float = Field(default=0.025, gt=0)
+    """First learning rate of the weights (SGD)."""
+    lr_min: float = Field(default=0.001, ge=0)
+    """Last learning rate; between the two half a cosine."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Whether momentum looks ahead."""
+    weight_decay: float = Field(default=3e-4, ge=0)
+    """L2 coefficient of the weights."""
+    clip: float = Field(default=5.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    precision: Precision = "fp32"
+    """fp32, or bf16 autocast; beliefs are always fp32."""
+    score_batches: int | None = Field(default=50, ge=1)
+    """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Longest time between two checkpoints; one is written after every round in any case."""
+
+
+@dataclass
+class Observer:
+    """Who is told what happens; every field may be replaced."""
+
+    on_step: Callable[["Place"], None] = lambda place: None
+    on_round: Callable[[dict[str, Any]], None] = lambda record: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Place:
+    """Where a search is. `stage` is search, closing, examine or done."""
+
+    stage: str = "search"
+    rounds: int = 0
+    """Rounds finished in this stage."""
+    step: int = 0
+    """Steps finished in the current round."""
+    steps: int = 0
+    """Steps finished in all."""
+    records: int = 0
+    """Round records written."""
+    closing_lr: float = 0.0
+    """Learning rate at which the closing epochs start."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over the current round of what `step` reports."""
+
+
+class Engine:
+    """One search: a method, its network and data, and the place it has reached.
+
+    Args:
+        method: how beliefs move.
+        net: the supernet, already on the device.
+        state: beliefs to start from.
+        data: splits that the method declares, and `selection`.
+        config: how weights are fitted.
+        streams: the run's random streams.
+        checkpoint: file that the place is saved to.
+        observer: who is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method[Any],
+        net: Supernet,
+        state: Any,
+        data: Mapping[str, Split],
+        config: EngineConfig,
+        streams: Streams,
+        checkpoint: Path,
+        observer: Observer | None = None,
+    ) -> None:
+        self.method, self.net, self.state, self.data = method, net, state, data
+        self.config, self.streams, self.checkpoint = config, streams, checkpoint
+        self.observer = observer or Observer()
+        self.device = streams.device
+        self.place = Place()
+        self.weights = Weights(
+            net,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            clip=config.clip,
+        )
+        self.feeders = {
+            name: Feeder(
+                data[name],
+                config.batch_size,
+                order=streams[f"data/{name}"],
+                augment=streams[f"augment/{name}"],
+            )
+            for name in method.splits
+        }
+        self.steps_per_epoch = self.feeders[method.splits[0]].steps_per_pass
+        self.round_steps = method.round_steps(self.steps_per_epoch)
+        self._saved_at = time.monotonic()
+
+    def run(self) -> Self:
+        """Go on from the current place to the end.
+
+        Raises:
+            Interrupted: when asked to stop; the place is saved.
+            NumericalError: when a loss is no longer finite; the last checkpoint is from before.
+        """
+        place, config = self.place, self.config
+        if place.stage == "search":
+            while self._stage_steps() < config.epochs * self.steps_per_epoch and not self.method.finished(self.state):
+                self._round()
+            self.state = self.method.conclude(self.state)
+            self._reconcile()
+            place.closing_lr = self._lr()
+            place.stage, place.rounds = "closing", 0
+        if place.stage == "closing":
+            while self._stage_steps() < config.closing_epochs * self.steps_per_epoch:
+                self._round()
+            recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
+            place.stage, place.rounds = "examine", 0
+            self.save()
+        if place.stage == "examine":
+            with autocast(self.device, config.precision):
+                self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
+            place.stage = "done"
+            self.save()
+        return self
+
+    def _round(self) -> None:
+        """Finish the current round: its remaining steps, the method's boundary, record and checkpoint."""
+        place, started = self.place, time.monotonic()
+        self.net.train()
+        while place.step < self.round_steps:
+            self._step()
+            if place.step % CHECK_EVERY == 0 or place.step == self.round_steps:
+                self._check()
+            self.observer.on_step(place)
+            if self.observer.should_stop():
+                self._check()
+                self.save()
+                raise Interrupted
+            if time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
+                self._check()
+                self.save()
+        lr = self._lr()
+        with autocast(self.device, self.config.precision):
+            self.state, info = self.method.boundary(
+                self.state, self.net, self.data, streams=self.streams, clock=self._clock()
+            )
+        pruned = self._reconcile()
+        if pruned:
+            recalibrate(self.net, self._gates(), self.data["weights"], batch_size=self.config.batch_size)
+        means = {name: float(value) / self.round_steps for name, value in place.sums.items()}
+        place.rounds, place.step, place.sums = place.rounds + 1, 0, {}
+        selection = self.selection(limit=self.config.score_batches)
+        record = {
+            "stage": place.stage,
+            "round": place.rounds,
+            "epoch": round(self._stage_steps() / self.steps_per_epoch, 3),
+            "steps": place.steps,
+            "lr": lr,
+            **means,
+            "selection_loss": selection.loss,
+            "selection_accuracy": selection.accuracy,
+            "live_options": int(self.state.live.sum()),
+            **info,
+            "seconds": time.monotonic() - started,
+        }
+        place.records += 1
+        self.observer.on_round(record)
+        self.save()
+
+    def _step(self) -> None:
+        place = self.place
+        batches = {name: feeder.next() for name, feeder in self.feeders.items()}
+        self.weights.zero()
+        with autocast(self.device, self.config.precision):
+            self.state, info = self.method.step(
+                self.state, self.net, batches, streams=self.streams, clock=self._clock()
+            )
+        norm = self.weights.step(self._lr())
+        self._reconcile()
+        tallied = dict(info) if norm is None else {**info, "gradient_norm": norm}
+        for name, value in tallied.items():
+            value = torch.as_tensor(value).detach().to(torch.float64)
+            place.sums[name] = place.sums[name] + value if name in place.sums else value
+        place.step += 1
+        place.steps += 1
+
+    def _reconcile(self) -> bool:
+        """Bring network and optimiser in line with `state.live`; return whether anything was removed."""
+        if torch.equal(self.net.live, self.state.live):
+            return False
+        self.net.prune(self.state.live)
+        self.weights.reconcile()
+        return True
+
+    def _check(self) -> None:
+        """Stop where a running sum is no longer finite.
+
+        Raises:
+            NumericalError: naming it, and what to try.
+        """
+        for name, total in self.place.sums.items():
+            if not math.isfinite(float(total)):
+                raise NumericalError(
+                    f"{name} is not finite:  {self.place.stage} round {self.place.rounds + 1}, step {self.place.step}; "
+                    f"the last good checkpoint is {self.checkpoint}. Try a lower --set engine.lr (now "
+                    f"{self.config.lr:g}) or --set engine.precision=fp32"
+                )
+
+    def _lr(self) -> float:
+        """Learning rate of the weights now: half a cosine over the nominal length, never restarted by a pruning."""
+        place, config = self.place, self.config
+        done = self._stage_steps()
+        if place.stage == "search":
+            return cosine(done, config.epochs * self.steps_per_epoch, config.lr, config.lr_min)
+        total = max(config.closing_epochs * self.steps_per_epoch, 1)
+        return cosine(done, total, place.closing_lr, min(config.lr_min, place.closing_lr))
+
+    def _stage_steps(self) -> int:
+        """Steps finished in this stage."""
+        return self.place.rounds * self.round_steps + self.place.step
+
+    def _clock(self) -> Clock:
+        return Clock(
+            epoch=self._stage_steps() // self.steps_per_epoch,
+            step=self.place.steps,
+            epochs=self.config.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            weight_lr=self._lr(),
+        )
+
+    def _gates(self) -> Tensor:
+        return self.method.gates(self.state)
+
+    def selection(self, limit: int | None = None) -> Score:
+        """Return the score of the expected network, with inherited weights, on the selection split."""
+        gates = self._gates()
+        self.net.eval()
+        with autocast(self.device, self.config.precision):
+            result = score(
+                lambda x: self.net(x, gates),
+                self.data["selection"],
+                batch_size=4 * self.config.batch_size,
+                limit=limit,
+            )
+        self.net.train()
+        return result
+
+    def save(self) -> None:
+        """Write the place to the checkpoint file, whole or not at all."""
+        beliefs, values = pack(self.state)
+        tensors: dict[str, Tensor] = {f"beliefs/{k}": v for k, v in beliefs.items()}
+        tensors |= {f"net/{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"momentum/{k}": v for k, v in self.weights.state().items()}
+        tensors |= {f"stream/{k}": v for k, v in self.streams.state().items()}
+        tensors |= {f"sum/{k}": v for k, v in self.place.sums.items()}
+        for name, feeder in self.feeders.items():
+            tensors |= {f"feeder/{name}/{k}": v for k, v in feeder.state().items()}
+        place = {k: v for k, v in vars(self.place).items() if k != "sums"}
+        header = {
+            "place": place,
+            "beliefs": values,
+            "threads": torch.get_num_threads(),
+            "method": self.method.name,
+        }
+        save_checkpoint(self.checkpoint, tensors, header)
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> Self:
+        """Go back to the place in the checkpoint file, its number of threads included.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another method or network.
+        """
+        tensors, header = load_checkpoint(self.checkpoint)
+        if header["method"] != self.method.name:
+            raise CheckpointError(f"{self.checkpoint} belongs to method {header['method']!r}, not {self.method.name!r}")
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        torch.set_num_threads(header["threads"])
+        self.state = unpack(self.method.state_type, under("beliefs/"), header["beliefs"], device=self.device)
+        self._reconcile()
+        try:
+            self.net.load_state_dict(under("net/"))
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.checkpoint} does not fit this network: {error}") from None
+        self.weights.restore(under("momentum/"))
+        self.streams.restore(under("stream/"))
+        for name, feeder in self.feeders.items():
+            feeder.restore(under(f"feeder/{name}/"))
+        self.place = Place(**header["place"], sums={k: v.to(self.device) for k, v in under("sum/").items()})
+        return self

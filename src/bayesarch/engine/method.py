@@ -1,0 +1,136 @@
+"""What a method is: beliefs and how they move. The engine knows methods only by this protocol.
+
+A method owns beliefs, never weights. `step` moves the beliefs and leaves the gradient of its weight objective in the
+parameters' `.grad`; the engine clips it and takes the weight step. `State.live` is the method's word on which options
+exist; after every call the engine reconciles network and optimiser to it, nobody else prunes.
+
+Beside the three methods of the paper table this carries: bilevel steps on two splits (BPNAS, DARTS, DrNAS), one joint
+step on one split with per-copy or per-example gates (BayesNAS, PGNAS), and work at the end of an epoch that needs
+data (thresholds, curvature, ranking).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bayesarch.data import Batch, Split
+from bayesarch.functional import Streams
+from bayesarch.nets import Supernet
+from bayesarch.posteriors import ArchitecturePosterior
+from bayesarch.spaces import Space
+
+__all__ = ["Clock", "Info", "Method", "Setting", "State"]
+
+Info = Mapping[str, Any]
+"""For people and records, never read back by a method. From `step`: scalar tensors, averaged over the epoch."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the search is.
+
+    Attributes:
+        epoch: whole passes over the first split finished in this stage.
+        step: steps finished in the whole search.
+        epochs: the cap on search epochs.
+        steps_per_epoch: weight steps in a pass over the first split.
+        weight_lr: learning rate of the weights at this step.
+    """
+
+    epoch: int
+    step: int
+    epochs: int
+    steps_per_epoch: int
+    weight_lr: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of the task when it starts.
+
+    Attributes:
+        n_copies: L, copies of a cell.
+        n_examples: per split.
+        batch_size: examples per batch.
+        steps_per_epoch: weight steps in an epoch.
+        device: where beliefs live.
+    """
+
+    n_copies: int
+    n_examples: Mapping[str, int]
+    batch_size: int
+    steps_per_epoch: int
+    device: torch.device
+
+
+@runtime_checkable
+class State(Protocol):
+    """Beliefs: a frozen dataclass of tensors and JSON-ready values, one of them `live`."""
+
+    @property
+    def live(self) -> Tensor:
+        """Mask of options that exist, shape (G,), bool, on the CPU."""
+
+
+S = TypeVar("S")
+
+
+class Method(Protocol[S]):
+    """A search method. See `methods/drnas.py` for the smallest complete one."""
+
+    @property
+    def name(self) -> str:
+        """The name it is listed under."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Named splits whose batches `step` consumes; the first one counts an epoch."""
+
+    @property
+    def cite(self) -> str:
+        """Whom to cite."""
+
+    @property
+    def state_type(self) -> type[S]:
+        """Class of its state, to read checkpoints back."""
+
+    @property
+    def space(self) -> Space:
+        """The space it was made for."""
+
+    def init(self, setting: Setting, *, streams: Streams) -> S:
+        """Return the beliefs before any data."""
+
+    def gates(self, state: S) -> Tensor:
+        """Return the gates of the expected network, shape (1, 1 or L, G), for scoring; draws nothing."""
+
+    def step(
+        self, state: S, net: Supernet, batches: Mapping[str, Batch], *, streams: Streams, clock: Clock
+    ) -> tuple[S, Info]:
+        """Return moved beliefs; leaves the weight gradient in the parameters' `.grad` (None: leave that weight)."""
+
+    def round_steps(self, steps_per_pass: int) -> int:
+        """Return how many steps make a round; `boundary` is called at its end. `steps_per_pass`: one epoch."""
+
+    def boundary(
+        self, state: S, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
+    ) -> tuple[S, Info]:
+        """Return the beliefs after the end of a round: threshold tests, curvature, pruning."""
+
+    def finished(self, state: S) -> bool:
+        """Return whether nothing is left to decide."""
+
+    def conclude(self, state: S) -> S:
+        """Return the beliefs with everything decided; called when the cap is reached first."""
+
+    def examine(self, state: S, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> S:
+        """Return the beliefs after what can only be measured on the trained found network."""
+
+    def posterior(self, state: S) -> ArchitecturePosterior:
+        """Return the posterior over architectures."""
+
+    def summary(self, state: S) -> Info:
+        """Return what else people should know of how the search ended; goes into the run's summary."""

@@ -1,0 +1,94 @@
+"""Scores of a network under given gates: loss and accuracy on a split, and the batch-norm statistics behind them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesarch.data import Split
+from bayesarch.nets import Supernet
+from bayesarch.nets.cells import ConvStack
+
+__all__ = ["Score", "batch_statistics", "recalibrate", "score"]
+
+Norm = nn.BatchNorm2d | ConvStack
+
+
+class Score(NamedTuple):
+    """Mean cross-entropy in nats, accuracy in 0..1, and the number of examples they are from."""
+
+    loss: float
+    accuracy: float
+    n: int
+
+
+def _norms(net: nn.Module) -> list[Norm]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | ConvStack)]
+
+
+@contextmanager
+def _momenta(net: nn.Module, momentum: float) -> Iterator[list[Norm]]:
+    """Run a block with another momentum of the running statistics."""
+    norms = _norms(net)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = momentum
+    try:
+        yield norms
+    finally:
+        for norm, value in zip(norms, before, strict=True):
+            norm.momentum = value
+
+
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Run a block in which norms use each batch's statistics and leave the running ones alone.
+
+    For comparing sub-networks of one supernet, whose running statistics belong to none of them.
+    """
+    training = net.training
+    net.train()
+    try:
+        with _momenta(net, 0.0):
+            yield
+    finally:
+        net.train(training)
+
+
+@torch.no_grad()
+def recalibrate(net: Supernet, gates: Tensor, split: Split, *, batch_size: int, limit: int = 20) -> None:
+    """Set the running statistics of all norms to plain averages over up to `limit` batches under `gates`.
+
+    To be called after a pruning, before any curvature and before any score of inherited weights.
+    """
+    training = net.training
+    net.train()
+    with _momenta(net, 0.1) as norms:
+        for count, batch in enumerate(split.in_order(batch_size, limit)):
+            for norm in norms:
+                norm.momentum = 1.0 / (count + 1)
+            net(batch.images, gates)
+    net.train(training)
+
+
+@torch.no_grad()
+def score(forward: Callable[[Tensor], Tensor], split: Split, *, batch_size: int, limit: int | None = None) -> Score:
+    """Return loss and accuracy of `forward` (images -> logits) on a split, in order, without augmentation.
+
+    Args:
+        forward: in whatever mode the caller has put the network.
+        split: the examples.
+        batch_size: examples at a time.
+        limit: at most so many batches; None: all.
+    """
+    device = split.labels.device
+    loss, right, n = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    for batch in split.in_order(batch_size, limit):
+        logits = forward(batch.images).float()
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
+        right += (logits.argmax(1) == batch.labels).sum()
+        n += len(batch.labels)
+    return Score(float(loss) / n, float(right) / n, n)

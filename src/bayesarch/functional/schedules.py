@@ -1,0 +1,18 @@
+"""Learning-rate schedules as functions of progress."""
+
+import math
+
+__all__ = ["cosine"]
+
+
+def cosine(step: int, total: int, first: float, last: float) -> float:
+    """Return `first` at step 0 and `last` from step `total` on, half a cosine between.
+
+    Args:
+        step: steps done.
+        total: length of the schedule in steps, > 0.
+        first: value at the start.
+        last: value at the end.
+    """
+    progress = min(max(step / total, 0.0), 1.0)
+    return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,126 @@
+"""One bilevel step on two halves, shared by methods whose gates are mixing weights.
+
+First order: beliefs move on the architecture batch at the current weights, then the weight gradient is taken on the
+weights batch at gates drawn anew. The architecture pass computes no weight gradients and the weight pass no
+architecture gradients.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.adam import adam
+
+from bayesarch.config import Config
+from bayesarch.data import Batch
+from bayesarch.nets import Supernet
+
+__all__ = ["AlphaConfig", "Logits", "bilevel_step", "default_lr", "fresh_logits"]
+
+
+class AlphaConfig(Config):
+    """How architecture parameters move (Adam)."""
+
+    alpha_lr: float | None = Field(default=None, gt=0)
+    """Learning rate; null: 0.22 / steps per epoch, at least 3e-4 (the published value for CIFAR's 391 steps)."""
+    alpha_decay: float = Field(default=1e-3, ge=0)
+    """L2 coefficient, which anchors the parameters at 0, the flat simplex."""
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's averaging coefficients."""
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs in which only weights are trained."""
+
+
+def default_lr(config: AlphaConfig, steps_per_epoch: int) -> float:
+    """Return the architecture learning rate in force.
+
+    Small data have few steps an epoch, and Adam moves a parameter by at most its learning rate a step: the published
+    3e-4 would leave everything flat for the whole search.
+    """
+    return config.alpha_lr if config.alpha_lr is not None else max(3e-4, 0.22 / steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Free architecture parameters with Adam's moments, all of shape (G,); `t` counts steps, shape ()."""
+
+    a: Tensor
+    m: Tensor
+    v: Tensor
+    t: Tensor
+
+
+def fresh_logits(n_options: int, *, generator: torch.Generator, device: torch.device) -> Logits:
+    """Return parameters at 1e-3 times standard normal draws, and zero moments."""
+    a = 1e-3 * torch.randn(n_options, generator=generator, device=device)
+    return Logits(a, torch.zeros_like(a), torch.zeros_like(a), torch.zeros((), device=device))
+
+
+def _adam(logits: Logits, grad: Tensor, lr: float, config: AlphaConfig) -> Logits:
+    """Return the parameters after one step of torch's own Adam; nothing is changed in place."""
+    a, m, v, t = (tensor.clone() for tensor in (logits.a, logits.m, logits.v, logits.t))
+    adam(
+        [a],
+        [grad],
+        [m],
+        [v],
+        [],
+        [t],
+        foreach=False,
+        capturable=a.is_cuda,
+        amsgrad=False,
+        beta1=config.alpha_betas[0],
+        beta2=config.alpha_betas[1],
+        lr=lr,
+        weight_decay=config.alpha_decay,
+        eps=1e-8,
+        maximize=False,
+    )
+    return Logits(a, m, v, t)
+
+
+def bilevel_step(
+    logits: Logits,
+    gates_fn: Callable[[Tensor], Tensor],
+    net: Supernet,
+    batches: Mapping[str, Batch],
+    *,
+    config: AlphaConfig,
+    lr: float,
+    moving: bool,
+    penalty_fn: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Logits, dict[str, Any]]:
+    """Return moved parameters and the two losses; leaves the weight gradient in `net`'s parameters.
+
+    Args:
+        logits: free parameters.
+        gates_fn: parameters (G,) -> gates (G,); draws anew at each call where the method draws.
+        net: the supernet.
+        batches: `architecture` and `weights`.
+        config: Adam's settings.
+        lr: architecture learning rate.
+        moving: False leaves the parameters (warm-up, or nothing left to decide).
+        penalty_fn: parameters -> a term added to the architecture loss, nats per example.
+    """
+    info: dict[str, Any] = {}
+    if moving:
+        leaf = logits.a.detach().requires_grad_()
+        batch = batches["architecture"]
+        loss = F.cross_entropy(net(batch.images, gates_fn(leaf).view(1, 1, -1)), batch.labels)
+        total = loss if penalty_fn is None else loss + penalty_fn(leaf)
+        (grad,) = torch.autograd.grad(total, leaf)
+        logits = _adam(logits, grad, lr, config)
+        info["architecture_loss"] = loss.detach()
+    with torch.no_grad():
+        gates = gates_fn(logits.a).view(1, 1, -1)
+    batch = batches["weights"]
+    output = net(batch.images, gates)
+    loss = F.cross_entropy(output, batch.labels)
+    loss.backward()
+    info["weights_loss"] = loss.detach()
+    info["weights_accuracy"] = (output.detach().argmax(1) == batch.labels).float().mean()
+    return logits, info

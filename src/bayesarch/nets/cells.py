@@ -1,0 +1,241 @@
+"""Cells: the mixed cell of a supernet, told its gates, and the plain cell of a finished network.
+
+The mixed cell is exact and fast: one ReLU and one pooling per source node, all convolutions of one kernel size that
+leave one node stacked into one call, and mixing weights folded into the norm's scale where all examples share them.
+A naive version that computes every option by itself lives in the tests; outputs and gradients agree in float64.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesarch.errors import SpaceError
+from bayesarch.nets.operations import Operation, operation, operation_module
+from bayesarch.spaces import Architecture, Choice, Space
+
+__all__ = ["ConvStack", "MixedCell", "PlainCell", "node_order"]
+
+
+def node_order(space: Space, cell: str) -> list[str]:
+    """Return the nodes of a cell type so that every edge leads forward.
+
+    Raises:
+        SpaceError: if the edges form a cycle.
+    """
+    edges = [(c.source, c.target) for c in space.choices if c.cell == cell and c.source and c.target]
+    waiting = sorted({node for edge in edges for node in edge})
+    order: list[str] = []
+    while waiting:
+        ready = [n for n in waiting if all(source in order for source, target in edges if target == n)]
+        if not ready:
+            raise SpaceError(f"space {space.name!r}: the edges of cell {cell!r} form a cycle through {waiting}")
+        order.extend(ready)
+        waiting = [n for n in waiting if n not in ready]
+    return order
+
+
+class ConvStack(nn.Module):
+    """All convolutions of one kernel size that leave one node: conv -> batch norm (not affine) -> gate.
+
+    One Parameter per option, concatenated in the forward pass, so that removing an option keeps the others' identity
+    and with it their optimiser state. Norm statistics are rows of one buffer.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    columns_index: Tensor
+
+    def __init__(self, channels: int, kernel: int, columns: Sequence[int], targets: Sequence[str]) -> None:
+        super().__init__()
+        self.channels, self.kernel = channels, kernel
+        self.columns, self.targets = list(columns), list(targets)
+        self.momentum: float = 0.1
+        """Weight of a new batch in the running statistics, as in `torch.nn.BatchNorm2d`."""
+        self.weights = nn.ParameterDict()
+        for column in self.columns:
+            conv = nn.Conv2d(channels, channels, kernel, bias=False)
+            self.weights[str(column)] = conv.weight
+        self.register_buffer("running_mean", torch.zeros(len(self.columns), channels))
+        self.register_buffer("running_var", torch.ones(len(self.columns), channels))
+        self.register_buffer("columns_index", torch.tensor(self.columns), persistent=False)
+
+    def keep(self, live: Tensor) -> None:
+        """Remove the options whose entry in `live` (G,) is False."""
+        rows = [row for row, column in enumerate(self.columns) if live[column]]
+        for row, column in enumerate(self.columns):
+            if row not in rows:
+                del self.weights[str(column)]
+        self.running_mean = self.running_mean[rows].clone()
+        self.running_var = self.running_var[rows].clone()
+        self.columns_index = self.columns_index[rows].clone()
+        self.columns = [self.columns[row] for row in rows]
+        self.targets = [self.targets[row] for row in rows]
+
+    def forward(self, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Tensor]]:
+        """Return (target node, gated output) per option computed.
+
+        Args:
+            h: rectified features of the source node, shape (B, C, H, W).
+            gates: shape (B or 1, G).
+            active: flat options to compute; None: all that are live.
+        """
+        rows = [row for row, c in enumerate(self.columns) if active is None or c in active]
+        if not rows:
+            return []
+        partial = len(rows) < len(self.columns)
+        weights = [self.weights[str(self.columns[row])] for row in rows]
+        mean = self.running_mean[rows] if partial else self.running_mean
+        var = self.running_var[rows] if partial else self.running_var
+        scale = gates[:, self.columns_index[rows] if partial else self.columns_index]
+        shared = gates.shape[0] == 1
+        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.kernel // 2)
+        # contiguous(): for one row reshape gives a view of stride 0, past which torch's batch-norm backward reads
+        folded = scale[0].unsqueeze(1).expand(-1, self.channels).reshape(-1).contiguous() if shared else None
+        y = F.batch_norm(y, mean.view(-1), var.view(-1), folded, None, training=self.training, momentum=self.momentum)
+        if partial and self.training:
+            with torch.no_grad():
+                self.running_mean[rows] = mean
+                self.running_var[rows] = var
+        pieces = y.split(self.channels, 1) if len(rows) > 1 else (y,)
+        if not shared:
+            pieces = tuple(piece * scale[:, k, None, None, None] for k, piece in enumerate(pieces))
+        return [(self.targets[row], piece) for row, piece in zip(rows, pieces, strict=True)]
+
+
+class MixedCell(nn.Module):
+    """One copy of a cell with all its live options, mixed by gates.
+
+    Args:
+        space: the space; its choices of cell type `cell` are this cell's edges.
+        channels: C, kept through the cell.
+        cell: the cell type.
+    """
+
+    def __init__(self, space: Space, channels: int, cell: str = "cell") -> None:
+        super().__init__()
+        self.space, self.cell = space, cell
+        self.order = node_order(space, cell)
+        self.outputs = sorted(space.outputs)
+        self.live = torch.ones(space.n_options, dtype=torch.bool)
+        self.edges = [(p, c) for p, c in enumerate(space.choices) if c.cell == cell]
+        stacks: dict[str, nn.Module] = {}
+        for node in self.order:
+            for kernel in self._kernels(node):
+                members = [(g, t) for g, t, op in self._options(node) if op.kernel == kernel]
+                stacks[f"{node}_{kernel}"] = ConvStack(channels, kernel, *zip(*members, strict=True))
+        self.stacks = nn.ModuleDict(stacks)
+
+    def _options(self, node: str) -> Iterator[tuple[int, str, Operation]]:
+        """Yield (flat option, target node, operation) of every option that leaves `node`."""
+        for position, choice in self.edges:
+            if choice.source == node and choice.target is not None:
+                for g, name in zip(self.space.columns(position), choice.options, strict=True):
+                    yield g, choice.target, operation(name)
+
+    def _kernels(self, node: str) -> list[int]:
+        return sorted({op.kernel for _, _, op in self._options(node) if op.kernel is not None})
+
+    def prune(self, live: Tensor) -> None:
+        """Physically remove the options whose entry in `live` (G,) is False."""
+        self.live = self.live & live
+        for name, stack in list(self.stacks.items()):
+            assert isinstance(stack, ConvStack)
+            stack.keep(live)
+            if not stack.columns:
+                del self.stacks[name]
+
+    def forward(self, x: Tensor, gates: Tensor, active: frozenset[int] | None = None) -> Tensor:
+        """Return the cell's output, shape of `x`.
+
+        Args:
+            x: features at the input node, shape (B, C, ...).
+            gates: shape (B or 1, G).
+            active: flat options to compute; None: all live ones.
+        """
+        parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        for node in self.space.inputs:
+            parts[node] = [x]
+        for node in self.order:
+            h = _total(parts[node], x)
+            parts[node] = [h]
+            for target, piece in self._leaving(node, h, gates, active):
+                parts[target].append(piece)
+        return _total([piece for node in self.outputs for piece in parts[node]], x)
+
+    def _leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Tensor]]:
+        """Return (target node, gated piece) for everything that leaves `node`, whose features are `h`."""
+        pieces: list[tuple[str, Tensor]] = []
+        shared: dict[Callable[[Tensor], Tensor], Tensor] = {}
+        for g, target, op in self._options(node):
+            if op.free is None or not self.live[g] or (active is not None and g not in active):
+                continue
+            if op.free not in shared:
+                shared[op.free] = op.free(h)
+            gate = gates[:, g].view(-1, *[1] * (h.ndim - 1)) if gates.shape[0] > 1 else gates[0, g]
+            pieces.append((target, shared[op.free] * gate))
+        stacks = [self.stacks[key] for key in self.stacks if key.split("_")[0] == node]
+        if stacks:
+            rectified = torch.relu(h)
+            for stack in stacks:
+                pieces.extend(stack(rectified, gates, active))
+        return pieces
+
+
+class PlainCell(nn.Module):
+    """One copy of a found cell: the picked operations only, no gates.
+
+    Args:
+        arch: the architecture; several options on a choice are summed.
+        channels: C, kept through the cell.
+        cell: the cell type.
+    """
+
+    def __init__(self, arch: Architecture, channels: int, cell: str = "cell") -> None:
+        super().__init__()
+        space = arch.space
+        self.order = node_order(space, cell)
+        self.inputs, self.outputs = sorted(space.inputs), sorted(space.outputs)
+        self.ops = nn.ModuleDict()
+        self.wiring: list[tuple[str, str, str]] = []
+        """(source, target, key in `ops`) of every operation."""
+        for position, choice in enumerate(space.choices):
+            if choice.cell == cell:
+                self._add(choice, arch.option_names(position), channels)
+
+    def _add(self, choice: Choice, names: Sequence[str], channels: int) -> None:
+        for name in names:
+            module = operation_module(name, channels)
+            if module is not None:
+                assert choice.source is not None
+                assert choice.target is not None
+                key = f"{name}_{choice.source}_{choice.target}"
+                self.ops[key] = module
+                self.wiring.append((choice.source, choice.target, key))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the cell's output, shape of `x` (B, C, ...)."""
+        parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        for node in self.inputs:
+            parts[node] = [x]
+        for node in self.order:
+            h = _total(parts[node], x)
+            parts[node] = [h]
+            for source, target, key in self.wiring:
+                if source == node:
+                    parts[target].append(self.ops[key](h))
+        return _total([piece for node in self.outputs for piece in parts[node]], x)
+
+
+def _total(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the sum of `parts`; zeros shaped as `like` where there are none.
+
+    A node that nothing reaches holds zeros, as in the benchmark: a norm behind it may still add its shift.
+    """
+    if not parts:
+        return torch.zeros_like(like)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,97 @@
+"""Macro networks that cells sit in. A space names its skeleton; a skeleton knows nothing of spaces.
+
+A skeleton is a function (sizes, input_shape, classes, make_cell) -> Trunk. To add one: write it, add a line to
+`SKELETONS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["SKELETONS", "MakeCell", "Residual", "Shape", "Trunk"]
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of one image."""
+
+MakeCell = Callable[[int, str], nn.Module]
+"""(channels, cell type) -> a cell that keeps shape."""
+
+
+@dataclass
+class Trunk:
+    """A network in three parts; `kinds[i]` is the cell type of `layers[i]`, or None for a layer that is no cell."""
+
+    stem: nn.Module
+    layers: list[nn.Module]
+    kinds: list[str | None]
+    head: nn.Module
+
+
+class Residual(nn.Module):
+    """The benchmark's reduction: two ReLU-conv3x3-BN, the first at stride 2, plus mean pooling and a 1 x 1 convolution.
+
+    Odd sides round up on both branches, so that any image size works.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of half the side, shape (B, outputs, ceil(H/2), ceil(W/2))."""
+        out: Tensor = self.main(x) + self.shortcut(x)
+        return out
+
+
+def residual_stages(sizes: Any, input_shape: Shape, classes: int, make_cell: MakeCell) -> Trunk:
+    """Return the NAS-Bench-201 network: conv3x3-BN, stages of cells, residual reductions between, BN-ReLU-mean-linear.
+
+    Args:
+        sizes: `channels`, `cells` and `stages`.
+        input_shape: (channels, height, width) of an image.
+        classes: number of classes.
+        make_cell: makes the cells.
+    """
+    c = sizes.channels
+    stem = nn.Sequential(nn.Conv2d(input_shape[0], c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
+    layers: list[nn.Module] = []
+    kinds: list[str | None] = []
+    for stage in range(sizes.stages):
+        if stage:
+            layers.append(Residual(c, 2 * c))
+            kinds.append(None)
+            c *= 2
+        layers.extend(make_cell(c, "cell") for _ in range(sizes.cells))
+        kinds.extend(["cell"] * sizes.cells)
+    head = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, classes))
+    return Trunk(stem, layers, kinds, head)
+
+
+def read_out(sizes: Any, input_shape: Shape, classes: int, make_cell: MakeCell) -> Trunk:
+    """Return one cell on the flattened input and a linear read-out of its output; `sizes` is not used."""
+    features = input_shape[0] * input_shape[1] * input_shape[2]
+    return Trunk(nn.Flatten(), [make_cell(features, "cell")], ["cell"], nn.Linear(features, classes))
+
+
+SKELETONS: dict[str, Callable[[Any, Shape, int, MakeCell], Trunk]] = {
+    "residual-stages": residual_stages,
+    "read-out": read_out,
+}
+"""Every skeleton by the name that spaces use."""

@@ -1,0 +1,54 @@
+"""Beliefs as objects: what a search returns. numpy only, readable without torch.
+
+To add a kind: copy `meanfield.py`, keep the protocol of `base.py`, add a line to `KINDS`, and run
+`bayesarch.testing.check_posterior` on it.
+"""
+
+from typing import Any
+
+from bayesarch.errors import RunError, nearest
+from bayesarch.posteriors.base import ArchitecturePosterior as ArchitecturePosterior
+from bayesarch.posteriors.base import CredibleSet as CredibleSet
+from bayesarch.posteriors.base import word as word
+from bayesarch.posteriors.conditionals import ConditionalsAtMode as ConditionalsAtMode
+from bayesarch.posteriors.meanfield import MeanField as MeanField
+from bayesarch.posteriors.meanfield import entropy_of as entropy_of
+from bayesarch.spaces import SPACES, Space
+
+__all__ = [
+    "KINDS",
+    "ArchitecturePosterior",
+    "ConditionalsAtMode",
+    "CredibleSet",
+    "MeanField",
+    "entropy_of",
+    "from_json",
+    "word",
+]
+
+KINDS: dict[str, type[MeanField] | type[ConditionalsAtMode]] = {
+    "mean-field": MeanField,
+    "conditionals-at-mode": ConditionalsAtMode,
+}
+"""Every kind of posterior that can be read back."""
+
+
+def from_json(record: dict[str, Any], space: Space | None = None) -> ArchitecturePosterior:
+    """Return the posterior of a record made by `to_json`.
+
+    Args:
+        record: the record.
+        space: the space, where it is not a built-in one.
+
+    Raises:
+        RunError: if the record is of no known kind or space, or incomplete.
+    """
+    try:
+        kind, name = record["kind"], record["space"]
+        if kind not in KINDS:
+            raise RunError(f"unknown kind of posterior {kind!r}, {nearest(str(kind), KINDS)}")
+        if space is None and name not in SPACES:
+            raise RunError(f"the posterior is over a space {name!r} of your own; pass it as space=")
+        return KINDS[kind].from_json(record, space or SPACES[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"not a posterior record: {error!r}") from None

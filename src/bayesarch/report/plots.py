@@ -1,0 +1,161 @@
+"""Pictures of a run as SVG text: posterior heatmap, the cell drawn, pruning over time, learning curves. No torch."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch
+
+__all__ = ["cell", "heatmap", "learning", "pruning"]
+
+INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as SVG text without date or XML prologue, its text as text; equal figures, equal text."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "bayesarch", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _quiet(axes: Axes) -> None:
+    """Leave only the left and bottom spine."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: str) -> str:
+    """Return the table of weights as a picture: a row per choice, a column per option, the picked one framed."""
+    options = list(dict.fromkeys(option for row in weights.values() for option in row))
+    figure = Figure(figsize=(1.2 + 1.05 * len(options), 0.7 + 0.42 * len(edges)))
+    axes = figure.subplots()
+    values = [[weights[e["choice"]].get(option, float("nan")) for option in options] for e in edges]
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, edge in enumerate(edges):
+        for j, option in enumerate(options):
+            value = values[i][j]
+            colour = GREY if edge["inactive"] else ("white" if value > 0.55 else INK)
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+            if option in edge["options"]:
+                axes.add_patch(_frame(j, i))
+    axes.set_xticks(range(len(options)), options, fontsize=8)
+    axes.set_yticks(
+        range(len(edges)),
+        [f"{e['choice']}{' (inactive)' if e['inactive'] else ''}" for e in edges],
+        fontsize=9,
+    )
+    axes.tick_params(length=0)
+    axes.set_title(f"{word} of each option; framed: picked", fontsize=9, color=INK, loc="left")
+    return _svg(figure)
+
+
+def _frame(x: float, y: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, edgecolor=WARM, linewidth=1.8)
+
+
+def cell(edges: Records) -> str:
+    """Return the found cell as a graph: nodes left to right, an arrow per edge that passes something."""
+    drawn = [edge for edge in edges if edge["source"] is not None]
+    kinds = list(dict.fromkeys(edge["cell"] for edge in drawn))
+    figure = Figure(figsize=(7.2, 2.9 * max(len(kinds), 1)))
+    grid = figure.subplots(max(len(kinds), 1), 1, squeeze=False)
+    for row, kind in enumerate(kinds):
+        _draw(grid[row][0], [edge for edge in drawn if edge["cell"] == kind])
+    return _svg(figure)
+
+
+def _draw(axes: Axes, edges: Records) -> None:
+    nodes = sorted({edge["source"] for edge in edges} | {edge["target"] for edge in edges})
+    place = {node: 2.0 * i for i, node in enumerate(nodes)}
+    for index, edge in enumerate(edges):
+        start, end = place[edge["source"]], place[edge["target"]]
+        span = (end - start) / 2.0
+        side = 1.0 if index % 2 else -1.0
+        bend = 0.0 if span == 1 else side * (0.28 + 0.06 * span)
+        dim = edge["inactive"] or edge["zero"] or not edge["options"]
+        axes.add_patch(
+            FancyArrowPatch(
+                (start, 0),
+                (end, 0),
+                connectionstyle=f"arc3,rad={bend}",
+                arrowstyle="-|>",
+                mutation_scale=12,
+                shrinkA=13,
+                shrinkB=13,
+                color=GREY if dim else ACCENT,
+                linestyle=":" if dim else "-",
+                linewidth=1.0 if dim else 1.6,
+            )
+        )
+        label = "inactive" if edge["inactive"] else " + ".join(edge["options"]) or "none"
+        height = -bend * (end - start) / 2.0
+        axes.text(
+            (start + end) / 2,
+            height + (0.1 if height >= 0 else -0.1),
+            label,
+            ha="center",
+            va="bottom" if height >= 0 else "top",
+            fontsize=8,
+            color=GREY if dim else INK,
+        )
+    for node, x in place.items():
+        axes.add_patch(Circle((x, 0), 0.2, facecolor="white", edgecolor=INK, linewidth=1.4, zorder=3))
+        axes.text(x, 0, node, ha="center", va="center", fontsize=10, color=INK, zorder=4)
+    reach = 0.36 * place[nodes[-1]] / 2 + 0.35
+    axes.set_xlim(-0.5, place[nodes[-1]] + 0.5)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def pruning(metrics: Records) -> str:
+    """Return live options and mean entropy of undecided choices over steps; marks show prunings."""
+    figure = Figure(figsize=(7.2, 2.6))
+    axes = figure.subplots()
+    steps = [m["steps"] for m in metrics]
+    axes.step(steps, [m["live_options"] for m in metrics], where="post", color=ACCENT)
+    axes.set_xlabel("steps", fontsize=9)
+    axes.set_ylabel("options left", fontsize=9, color=ACCENT)
+    _quiet(axes)
+    other = axes.twinx()
+    known = [m for m in metrics if m.get("entropy") is not None]
+    other.plot([m["steps"] for m in known], [m["entropy"] for m in known], color=WARM, linewidth=1.2)
+    other.set_ylabel("mean entropy, nats", fontsize=9, color=WARM)
+    other.set_ylim(bottom=0)
+    other.spines["top"].set_visible(False)
+    marks = [m for m in metrics if m.get("prunings")]
+    axes.plot([m["steps"] for m in marks], [m["live_options"] for m in marks], ".", color=ACCENT, markersize=5)
+    return _svg(figure)
+
+
+def learning(metrics: Records) -> str:
+    """Return losses on both halves and selection accuracy over steps."""
+    figure = Figure(figsize=(7.2, 2.6))
+    left, right = figure.subplots(1, 2)
+    for key, colour, label in (
+        ("weights_loss", ACCENT, "weights half"),
+        ("architecture_loss", WARM, "architecture half"),
+    ):
+        known = [m for m in metrics if m.get(key) is not None]
+        left.plot([m["steps"] for m in known], [m[key] for m in known], color=colour, label=label, linewidth=1.3)
+    left.set_yscale("log")
+    left.set_xlabel("steps", fontsize=9)
+    left.set_ylabel("cross-entropy, nats", fontsize=9)
+    left.legend(frameon=False, fontsize=8)
+    _quiet(left)
+    right.plot([m["steps"] for m in metrics], [m["selection_accuracy"] for m in metrics], color=INK, linewidth=1.3)
+    right.set_xlabel("steps", fontsize=9)
+    right.set_ylabel("accuracy, selection split", fontsize=9)
+    right.set_ylim(top=1.005)
+    _quiet(right)
+    figure.tight_layout()
+    return _svg(figure)

@@ -1,0 +1,7 @@
+"""What is kept on disk: the run folder. No torch; the only room that writes results."""
+
+from bayesarch.runs.folder import FORMAT as FORMAT
+from bayesarch.runs.folder import RunFolder as RunFolder
+from bayesarch.runs.folder import write_atomically as write_atomically
+
+__all__ = ["FORMAT", "RunFolder", "write_atomically"]

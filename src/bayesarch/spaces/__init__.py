@@ -1,0 +1,17 @@
+"""What may be built: choices, options, architectures. Pure data, no torch.
+
+To add a space: copy `nb201.py` or `toy.py`, write one `Space`, add one line to `SPACES`, and run
+`bayesarch.testing.check_space` on it. What its operations compute is said once in `nets/operations.py`.
+"""
+
+from bayesarch.spaces.architecture import Architecture as Architecture
+from bayesarch.spaces.nb201 import NB201 as NB201
+from bayesarch.spaces.space import Choice as Choice
+from bayesarch.spaces.space import Picks as Picks
+from bayesarch.spaces.space import Space as Space
+from bayesarch.spaces.toy import TOY as TOY
+
+__all__ = ["NB201", "SPACES", "TOY", "Architecture", "Choice", "Picks", "Space"]
+
+SPACES: dict[str, Space] = {"nb201": NB201, "toy": TOY}
+"""Every space that can be asked for by name."""

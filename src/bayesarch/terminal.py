@@ -1,0 +1,206 @@
+"""What people see in a terminal: progress, tables, one-line answers. rich, no torch."""
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+__all__ = ["Progress", "plan_line", "print_doctor", "print_samples", "print_summary", "status_line"]
+
+
+def _amount(value: float, unit: str = "") -> str:
+    """Return a number with a thousand-step prefix."""
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def plan_line(plan: Any, settings: Any) -> str:
+    """Return what a search will cost, in two lines."""
+    return (
+        f"{settings.method.name} in {settings.space.name} on {settings.data.source}: supernet "
+        f"{_amount(plan.supernet_params)} parameters, {_amount(plan.supernet_macs)} MACs, "
+        f"about {plan.memory_bytes / 2**20:.0f} MiB\n"
+        f"at most {plan.max_epochs} epochs of {plan.steps_per_epoch} steps of {1e3 * plan.step_seconds:.0f} ms: "
+        f"at most {_duration(plan.max_seconds)}; it gets cheaper as options are pruned"
+    )
+
+
+class Progress:
+    """A live line per search: stage, epoch, losses, options left, entropy, accuracy, time left.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from bayesarch.workflows.search import Listener
+
+        self.console = Console(stderr=True, quiet=quiet)
+        self.path = ""
+        self.listener = Listener(
+            on_plan=lambda plan, settings: self.console.print(
+                plan_line(plan, settings), highlight=False, soft_wrap=True
+            ),
+            on_start=self._start,
+            on_step=self._step,
+            on_round=self._round,
+        )
+        self._bar: Bar | None = None
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start(self, engine: Any) -> None:
+        self.path = str(engine.checkpoint.parent.parent)
+        self._engine = engine
+        self._options = engine.net.space.n_options
+        self._bar = Bar(
+            TextColumn("{task.fields[stage]:<8}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("search", total=1.0, stage="search", text="starting")
+        self._bar.start()
+        self._began, self._from = time.monotonic(), self._share(engine.place)
+
+    def _share(self, place: Any) -> float:
+        """Part of the search stage's cap that is done."""
+        if place.stage != "search":
+            return 1.0
+        engine = self._engine
+        done = place.rounds * engine.round_steps + place.step
+        return float(done / (engine.config.epochs * engine.steps_per_epoch))
+
+    def _step(self, place: Any) -> None:
+        if self._bar is not None and time.monotonic() - self._drawn > 0.2:
+            self._drawn = time.monotonic()
+            self._bar.update(self._task, completed=self._share(place), stage=place.stage)
+            self._bar.refresh()
+
+    def _round(self, record: dict[str, Any]) -> None:
+        if self._bar is None:
+            return
+        share = self._share(self._engine.place)
+        gone = time.monotonic() - self._began
+        left = gone * (1 - share) / max(share - self._from, 1e-9)
+        loss = record.get("architecture_loss", record["weights_loss"])
+        text = (
+            f"epoch {record['epoch']:g}  loss {record['weights_loss']:.3f}/{loss:.3f}  "
+            f"options {record['live_options']}/{self._options}  entropy {record.get('entropy', 0.0):.2f}  "
+            f"acc {record['selection_accuracy']:.3f}"
+        )
+        if share < 1:
+            text += f"  at most {_duration(left)} left"
+        self._bar.update(self._task, completed=share, stage=record["stage"], text=text)
+        self._bar.refresh()
+
+
+def status_line(run: Any) -> str:
+    """Return one line on how a run stands, and what to do next."""
+    status, metrics = run.status, run.metrics
+    far = f", epoch {metrics[-1]['epoch']:g} of {metrics[-1]['stage']}" if metrics else ""
+    following = {
+        "finished": f"; see bayesarch show {run.path}",
+        "running": "",
+        "failed": f": {status.get('error', '')}; bayesarch resume {run.path}",
+    }.get(status["state"], f"; continue with bayesarch resume {run.path}")
+    return f"{run.path}: {status['state']}{far}{following}"
+
+
+def print_summary(run: Any) -> None:
+    """Print the final table: per edge the option, its weight and entropy; then cell, cost, accuracy, where to look."""
+    summary, console = run.summary, Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("edge")
+    table.add_column("picked")
+    for name in (summary["word"], "loss gap, nats", "entropy, nats"):
+        table.add_column(name, justify="right")
+    for edge in summary["edges"]:
+        if edge["inactive"]:
+            table.add_row(edge["choice"], "inactive", "-", "-", "-", style="dim")
+            continue
+        gap = "-" if edge["gap_nats"] is None else f"{edge['gap_nats']:.1f}"
+        picked = " + ".join(edge["options"]) or "none"
+        table.add_row(edge["choice"], picked, f"{edge['weight']:.3f}", gap, f"{edge['entropy']:.3f}")
+    console.print(table)
+    times = summary["times"]
+    console.print()
+    for warning in summary["warnings"]:
+        console.print(f"warning   {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    for name, value in (
+        ("cell", summary["cell"]),
+        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs, "
+                 f"{times['latency_ms']:.2f} ms for one image"),
+        ("accuracy", f"{summary['selection_accuracy']:.4f} on the selection split (n = {summary['selection_n']}), "
+                     "weights inherited from the search"),
+        ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {_duration(times['seconds'])}"
+                   + _fired(summary.get("fired_by"))),
+        ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
+        ("report", f"{run.path}/report.html"),
+        ("next", f"bayesarch sample {run.path} -n 5"),
+    ):  # fmt: skip
+        console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _fired(counts: dict[str, int] | None) -> str:
+    if not counts:
+        return ""
+    return f"; {counts['threshold']} prunings by threshold, {counts['inactive']} inactive, {counts['cap']} by the cap"
+
+
+def _caveat(word: str) -> str:
+    if word == "probability":
+        return "checked for calibration"
+    return "not checked for calibration, so called relative weights"
+
+
+def print_samples(rows: list[dict[str, Any]]) -> None:
+    """Print sampled architectures with their cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("architecture", overflow="fold")
+    for name in ("log weight", "parameters", "MACs"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cost = (f"{row['log_weight']:.2f}", f"{row['params']:,}", _amount(row["macs"]))
+        table.add_row(row["architecture"], *cost)
+    Console().print(table)
+
+
+def print_doctor(result: dict[str, Any]) -> None:
+    """Print the checks of `doctor`."""
+    console = Console()
+    for key, value in result["environment"].items():
+        console.print(f"{key:<12} {value}", highlight=False, markup=False)
+    for check in result["checks"]:
+        mark = "ok    " if check["passed"] else "FAILED"
+        console.print(f"{mark} {check['name']}: {check['detail']}", highlight=False, markup=False)
+    absent = [name for name, there in result["extras"].items() if not there]
+    if absent:
+        console.print(f"extras not installed: {', '.join(absent)} (pip install 'bayesarch[{absent[0]}]')", markup=False)

@@ -1,0 +1,110 @@
+"""A finished or half-finished run as an object: what `search` returns and `open_run` reads back."""
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bayesarch.errors import RunError
+from bayesarch.posteriors import ArchitecturePosterior
+from bayesarch.posteriors import from_json as posterior_from_json
+from bayesarch.runs import RunFolder
+from bayesarch.spaces import Architecture, Space
+
+if TYPE_CHECKING:
+    from bayesarch.nets import PlainNetwork
+
+__all__ = ["Run", "open_run"]
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: the folder.
+        space: the space, where it is not a built-in one.
+    """
+
+    def __init__(self, folder: RunFolder, space: Space | None = None) -> None:
+        self.folder, self._space = folder, space
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r}, {self.status.get('state')})"
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return str(self.folder.path)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json: running, interrupted, failed or finished, and how far."""
+        return self.folder.read_json("status.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record per round."""
+        return self.folder.read_metrics()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings in force."""
+        return self.folder.read_config()
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Splits: sizes and fingerprint, input shape, classes."""
+        return self.folder.read_json("data.json")
+
+    @cached_property
+    def posterior(self) -> ArchitecturePosterior:
+        """The posterior over architectures.
+
+        Raises:
+            RunError: if the run is not finished.
+        """
+        self._need("posterior.json")
+        return posterior_from_json(self.folder.read_json("posterior.json"), self._space)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the final table shows."""
+        self._need("summary.json")
+        return self.folder.read_json("summary.json")
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The architecture that was found."""
+        return self.posterior.mode()
+
+    def network(self) -> "PlainNetwork":
+        """Return the found network as a plain module with the weights it inherited from the search, in eval mode."""
+        import safetensors.torch
+
+        from bayesarch.nets import build
+
+        self._need("networks/found.safetensors")
+        sizes = {key: value for key, value in self.config["space"].items() if key != "name"}
+        shape = tuple(self.data["input_shape"])
+        net = build(self.architecture, input_shape=shape, classes=len(self.data["classes"]), sizes=sizes)
+        net.load_state_dict(safetensors.torch.load_file(self.folder.path / "networks" / "found.safetensors"))
+        return net.eval()
+
+    def _need(self, name: str) -> None:
+        if not self.folder.has(name):
+            state = self.status.get("state")
+            raise RunError(
+                f"{self.path} is {state}, so there is no {name} yet; finish it: bayesarch resume {self.path}"
+            )
+
+
+def open_run(path: str | os.PathLike[str], *, space: Space | None = None) -> Run:
+    """Return the run at `path`.
+
+    Args:
+        path: the run folder.
+        space: the space, where it is not a built-in one.
+
+    Raises:
+        RunError: if there is no run folder, or one of another version.
+    """
+    return Run(RunFolder.open(path), space)

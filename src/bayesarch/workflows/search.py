@@ -1,0 +1,341 @@
+"""`search` and `resume`: examples in, a run folder with a posterior out."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from bayesarch.data import Examples, Partition, Split, as_examples, load, split, splits_on
+from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Setting, resolve_device
+from bayesarch.errors import BayesarchError, ConfigError, RunError
+from bayesarch.functional import Streams
+from bayesarch.nets import Supernet, latency_ms
+from bayesarch.report import write_report
+from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.spaces import Space
+from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
+from bayesarch.workflows.environment import environment
+from bayesarch.workflows.plan import Plan, plan
+from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.summary import summarise
+
+__all__ = ["Arrays", "Listener", "prepare", "resume", "search"]
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images and labels, as `bayesarch.data.as_examples` takes them."""
+
+
+@dataclass
+class Listener:
+    """Who is told how a search goes; the command line shows progress with it."""
+
+    on_plan: Callable[[Plan, Settings], None] = lambda plan, settings: None
+    on_start: Callable[[Engine], None] = lambda engine: None
+    on_step: Callable[[Place], None] = lambda place: None
+    on_round: Callable[[dict[str, Any]], None] = lambda record: None
+
+
+@dataclass
+class Job:
+    """A search ready to start: settings, data on the device, and a folder."""
+
+    settings: Settings
+    examples: Examples
+    partition: Partition
+    device: torch.device
+    splits: dict[str, Split] = field(repr=False)
+
+    def setting(self) -> Setting:
+        """Return what the method may know of the task."""
+        first = self.partition.sizes[self.settings.method.splits[0]]
+        batch = min(self.settings.engine.batch_size, first)
+        copies = self.supernet(Streams(0)).n_copies
+        return Setting(copies, self.partition.sizes, batch, first // batch, self.device)
+
+    def supernet(self, streams: Streams) -> Supernet:
+        """Return a fresh supernet on the device, channels last."""
+        net = Supernet(
+            self.settings.space,
+            input_shape=self.examples.input_shape,
+            classes=len(self.examples.classes),
+            sizes=self.settings.sizes,
+            generator=streams["init"],
+        )
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def engine(self, folder: RunFolder, observer: Observer) -> Engine:
+        """Return the engine at the very beginning."""
+        streams = Streams(self.settings.seed, self.device)
+        net, setting = self.supernet(streams), self.setting()
+        return Engine(
+            method=self.settings.method,
+            net=net,
+            state=self.settings.method.init(setting, streams=streams),
+            data=self.splits,
+            config=self.settings.engine,
+            streams=streams,
+            checkpoint=folder.path / "checkpoints" / "last.safetensors",
+            observer=observer,
+        )
+
+    def plan(self) -> Plan:
+        """Return what the search will cost, measured on a throw-away copy."""
+        settings = self.settings
+        throw_away = self.supernet(Streams(settings.seed))
+        return plan(settings.method, throw_away, self.splits, self.setting(), settings.engine, seed=settings.seed)
+
+    def data_record(self) -> dict[str, Any]:
+        """Return data.json's record."""
+        return {
+            "input_shape": list(self.examples.input_shape),
+            "classes": list(self.examples.classes),
+            "sizes": self.partition.sizes,
+            "given_test": self.partition.given_test,
+            "fingerprint": self.partition.fingerprint(self.examples),
+        }
+
+
+def prepare(
+    data: str | os.PathLike[str] | Arrays | Examples | None = None,
+    *,
+    space: str | Space | None = None,
+    method: str | Method[Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    limit: int | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    set: Sequence[str] | Mapping[str, Any] | None = None,
+) -> Job:
+    """Return a search that is checked and ready, nothing written yet. Arguments as in `search`.
+
+    Raises:
+        ConfigError: listing every wrong field.
+        DataError: if the examples cannot be used.
+        DeviceError: if the device is not there.
+    """
+    flags: dict[str, Any] = {"seed": seed, "device": device}
+    flags["space"] = {"name": space} if isinstance(space, str) else None
+    flags["method"] = {"name": method} if isinstance(method, str) else None
+    source = str(data) if isinstance(data, str | os.PathLike) else None
+    flags["data"] = {k: v for k, v in (("source", source), ("limit", limit)) if v is not None} or None
+    base = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
+    given = merge(base, {k: v for k, v in flags.items() if v is not None}, overrides(set))
+    settings = settle(
+        given,
+        space=space if isinstance(space, Space) else None,
+        method=None if isinstance(method, str) else method,
+    )
+    if settings.method.space != settings.space:
+        raise ConfigError(
+            f"the method was made for space {settings.method.space.name!r}, the search is in {settings.space.name!r}"
+        )
+    on = resolve_device(settings.device)
+    examples = _examples(data, settings)
+    partition = split(examples, settings.data)
+    n_training = sum(size for name, size in partition.sizes.items() if name != "test")
+    settings = small_data_sizes(settings, n_training, given)
+    names = tuple(dict.fromkeys((*settings.method.splits, "selection")))
+    splits = splits_on(examples, partition, names, config=settings.data, device=on)
+    return Job(settings, examples, partition, on, splits)
+
+
+def _examples(data: Any, settings: Settings) -> Examples:
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, tuple):
+        return as_examples(np.asarray(data[0]), np.asarray(data[1]), layout=settings.data.layout)
+    return load(settings.data)
+
+
+def search(  # noqa: PLR0913 - the public face has one keyword per flag
+    data: str | os.PathLike[str] | Arrays | Examples | None = None,
+    *,
+    space: str | Space | None = None,
+    method: str | Method[Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    set: Sequence[str] | Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Search an architecture and return the run.
+
+    Args:
+        data: a built-in set (default `digits`), an .npz file, an image folder, (images, labels) or `Examples`.
+        space: a space or its name; default `nb201`.
+        method: a method or its name; default `bpnas`.
+        seed: decides everything random; default 0.
+        device: auto (default), cpu, cuda or cuda:N.
+        out: the run folder; default runs/<data>-<space>-<method>-s<seed>, numbered if taken.
+        limit: use only so many training examples.
+        config: a YAML file or a mapping of settings.
+        set: `section.field=value` pairs or a mapping of dotted names; the last word.
+        listener: who is told how it goes.
+
+    Raises:
+        BayesarchError: of a kind that says what is wrong; nothing is written before everything is checked.
+        Interrupted: when SIGINT or SIGTERM asked to stop; `resume` continues.
+    """
+    listener = listener or Listener()
+    job = prepare(data, space=space, method=method, seed=seed, device=device, limit=limit, config=config, set=set)
+    target = Path(out) if out is not None else _free_name(job, data)
+    _check_writable(target)
+    listener.on_plan(job.plan(), job.settings)
+    folder = RunFolder.create(target)
+    folder.write_config(job.settings.record())
+    folder.write_json("data.json", job.data_record())
+    folder.write_json("environment.json", environment(job.device))
+    return _go(job, folder, listener, fresh=True)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    data: Arrays | Examples | None = None,
+    space: Space | None = None,
+    method: Method[Any] | None = None,
+    device: str | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Continue a broken run, do nothing on a finished one, start one that has no checkpoint yet.
+
+    Args:
+        path: the run folder.
+        data: the examples, where the run was started on arrays.
+        space: the space, where it is not a built-in one.
+        method: the method, where it is not a built-in one.
+        device: another device than the run was started on.
+        listener: who is told how it goes.
+
+    Raises:
+        RunError: if the folder is of another version, damaged, or the data are no longer the same.
+    """
+    run = open_run(path, space=space)
+    if run.status.get("state") == "finished":
+        return run
+    job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
+    if run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
+        raise RunError(
+            f"the data of {path} have changed since the run began (fingerprints differ); start a new run, "
+            "or pass the same arrays as data="
+        )
+    run.folder.write_json("data.json", job.data_record())
+    run.folder.write_json("environment.json", environment(job.device))
+    return _go(job, run.folder, listener or Listener(), fresh=False)
+
+
+def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
+    """Run the engine from where the folder stands, and write what it found."""
+    started = time.time()
+    stop = threading.Event()
+
+    def on_round(record: dict[str, Any]) -> None:
+        folder.append_metrics(record)
+        folder.write_status(state="running", stage=record["stage"], epoch=record["epoch"], pid=os.getpid())
+        listener.on_round(record)
+
+    engine = job.engine(folder, Observer(listener.on_step, on_round, stop.is_set))
+    if not fresh and engine.checkpoint.exists():
+        engine.restore()
+    folder.keep_metrics(engine.place.records)
+    folder.log([f"{_now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
+    folder.write_status(state="running", stage=engine.place.stage, epoch=0, pid=os.getpid())
+    listener.on_start(engine)
+    try:
+        with _stop_on_signal(stop):
+            engine.run()
+        _finish(job, engine, folder, seconds=time.time() - started)
+    except Interrupted:
+        folder.write_status(state="interrupted", stage=engine.place.stage, steps=engine.place.steps)
+        folder.log([f"{_now()} interrupted at step {engine.place.steps}; bayesarch resume {folder.path}"])
+        raise
+    except BayesarchError as error:
+        with contextlib.suppress(RunError):
+            folder.write_status(state="failed", stage=engine.place.stage, error=str(error))
+            folder.log([f"{_now()} failed: {error}"])
+        raise
+    return Run(folder, job.settings.space)
+
+
+def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> None:
+    """Write posterior, found architecture, its network, summary and report."""
+    posterior = job.settings.method.posterior(engine.state)
+    arch = posterior.mode()
+    folder.write_json("posterior.json", posterior.to_json())
+    folder.write_json("architectures/found.json", {**arch.to_json(), "string": str(arch), "digest": arch.digest})
+    net = engine.net.inherit(arch).eval()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    write_atomically(folder.path / "networks" / "found.safetensors", safetensors.torch.save(state))
+    summary = summarise(job.settings, posterior, engine, input_shape=job.examples.input_shape)
+    summary["times"] = {
+        "seconds_of_this_process": seconds,
+        "seconds": sum(record["seconds"] for record in folder.read_metrics()),
+        "latency_ms": latency_ms(net, job.examples.input_shape),
+    }
+    folder.write_json("summary.json", summary)
+    write_report(folder)
+    folder.write_status(state="finished", stage="done", steps=engine.place.steps)
+    folder.log([f"{_now()} finished: {arch}"])
+
+
+@contextlib.contextmanager
+def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the current step; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_name(job: Job, data: Any) -> Path:
+    """Return runs/<data>-<space>-<method>-s<seed>, with a number behind it if that is taken."""
+    settings = job.settings
+    source = Path(settings.data.source).stem if isinstance(data, str | os.PathLike | None) else "arrays"
+    stem = f"{source}-{settings.space.name}-{settings.method.name}-s{settings.seed}"
+    candidate, number = Path("runs") / stem, 1
+    while candidate.exists():
+        number += 1
+        candidate = Path("runs") / f"{stem}-{number}"
+    return candidate
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place that cannot take a run folder, before any time is spent.
+
+    Raises:
+        RunError: saying why.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is not empty; choose another --out, or continue it: bayesarch resume {path}")
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write {path}: {parent} is no folder one can write to; choose another --out")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")

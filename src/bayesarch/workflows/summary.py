@@ -1,0 +1,88 @@
+"""What the final table, `show` and the report say of a finished search."""
+
+from typing import Any
+
+import numpy as np
+
+from bayesarch.engine import Engine
+from bayesarch.nets import OPERATIONS, architecture_cost
+from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode, entropy_of, word
+from bayesarch.spaces import Architecture
+from bayesarch.workflows.config import Settings
+
+__all__ = ["collapse_warnings", "summarise"]
+
+
+def summarise(
+    settings: Settings, posterior: ArchitecturePosterior, engine: Engine, *, input_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return the summary: found cell, edges, cost, score with inherited weights, warnings. Holds no times."""
+    arch = posterior.mode()
+    cost = architecture_cost(arch, sizes=settings.sizes, input_shape=input_shape, classes=engine.net.classes)
+    selection = engine.selection()
+    last = int(engine.place.steps / engine.steps_per_epoch) - settings.engine.closing_epochs
+    return {
+        "cell": str(arch),
+        "digest": arch.digest,
+        "method": settings.method.name,
+        "space": settings.space.name,
+        "cite": settings.method.cite,
+        "kind": posterior.kind,
+        "word": word(posterior),
+        "edges": edge_rows(arch, posterior),
+        "params": cost.params,
+        "macs": cost.macs,
+        "selection_accuracy": selection.accuracy,
+        "selection_loss": selection.loss,
+        "selection_n": selection.n,
+        "search_epochs": last,
+        "closing_epochs": settings.engine.closing_epochs,
+        "warnings": collapse_warnings(arch),
+        **settings.method.summary(engine.state),
+    }
+
+
+def edge_rows(arch: Architecture, posterior: ArchitecturePosterior) -> list[dict[str, Any]]:
+    """Return one row per choice: what was picked, its weight, the row's entropy, its loss gap, whether inactive."""
+    table = posterior.weights()
+    gaps = posterior.gaps if isinstance(posterior, ConditionalsAtMode) else None
+    rows = []
+    for position, choice in enumerate(arch.space.choices):
+        names = arch.option_names(position)
+        weights = table[choice.name]
+        rows.append(
+            {
+                "choice": choice.name,
+                "cell": choice.cell,
+                "source": choice.source,
+                "target": choice.target,
+                "zero": choice.zero is not None and names == (choice.options[choice.zero],),
+                "options": list(names),
+                "weight": float(sum(weights[name] for name in names)),
+                "entropy": entropy_of(np.array(list(weights.values()))),
+                "gap_nats": None if gaps is None else float(gaps[position][arch.picks[position][0]]),
+                "inactive": position in arch.inactive,
+            }
+        )
+    return rows
+
+
+def collapse_warnings(arch: Architecture) -> list[str]:
+    """Return warnings where the found cell hardly computes anything: unconnected, or mostly nothing and copies."""
+    if not arch.space.connected(arch.picks):
+        return ["collapse: no path leads from the cell's input to its output, so the network sees no image"]
+    active = [p for p in range(len(arch.space.choices)) if p not in arch.inactive]
+    idle = [p for p in active if all(_is_idle(name) for name in arch.option_names(p))]
+    if active and len(idle) * 3 >= len(active) * 2:
+        names = sorted({name for p in idle for name in arch.option_names(p)})
+        return [
+            f"collapse: {len(idle)} of {len(active)} active edges are {' or '.join(names)}; searches with weight "
+            "sharing drift there when trained long, so compare with fewer epochs or another seed"
+        ]
+    return []
+
+
+def _is_idle(name: str) -> bool:
+    """Return whether an option passes nothing, or its input as it is."""
+    op = OPERATIONS.get(name)
+    return op is not None and op.passive
