@@ -101,7 +101,7 @@ def load(config: DataConfig) -> Examples:
 def npz(path: Path, config: DataConfig) -> Examples:
     """Return the examples of an .npz file: `x_train`/`y_train` (or `x`/`y`), and `x_test`/`y_test` where present."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise DataError(f"{path}: not a readable .npz of plain arrays ({error})") from None

@@ -77,7 +77,7 @@ def split(examples: Examples, config: DataConfig) -> Partition:
                 f"class {name!r} has {len(members)} examples; at least {len(names)} are needed, one for each of "
                 f"the splits {', '.join(names)}"
             )
-        for part, chunk in zip(names, np.split(members, _cuts(len(members), shares)), strict=True):
+        for part, chunk in zip(names, np.split(members, np.cumsum(_counts(len(members), shares))[:-1]), strict=True):
             parts[part].append(chunk)
     indices = {name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()}
     if given_test:
@@ -86,14 +86,14 @@ def split(examples: Examples, config: DataConfig) -> Partition:
     return Partition(indices, given_test)
 
 
-def _cuts(n: int, shares: np.ndarray) -> np.ndarray:
-    """Return where to cut n members so that parts have the given shares, each at least 1."""
+def _counts(n: int, shares: np.ndarray) -> np.ndarray:
+    """Return how many of n members each share gets, by largest remainder, each at least 1."""
     counts = np.maximum(np.floor(n * shares).astype(int), 1)
     while counts.sum() < n:
         counts[np.argmax(n * shares - counts)] += 1
     while counts.sum() > n:
         counts[np.argmax(counts)] -= 1
-    return np.cumsum(counts)[:-1]
+    return counts
 
 
 def _limited(labels: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -104,10 +104,8 @@ def _limited(labels: np.ndarray, limit: int | None, rng: np.random.Generator) ->
     classes, counts = np.unique(labels, return_counts=True)
     if limit < len(classes):
         raise DataError(f"limit={limit} is less than the number of classes, {len(classes)}")
-    wanted = _cuts(limit, np.append(counts, 0) / counts.sum())
-    sizes = np.diff(np.concatenate([[0], wanted]))
     chosen = [
-        rng.choice(everything[labels == k], size=min(size, count), replace=False)
-        for k, size, count in zip(classes, sizes, counts, strict=True)
+        rng.choice(everything[labels == k], size=size, replace=False)
+        for k, size in zip(classes, _counts(limit, counts / counts.sum()), strict=True)
     ]
     return np.sort(np.concatenate(chosen))

@@ -158,8 +158,7 @@ class Supernet(nn.Module):
 
     def option_sqnorm(self) -> Tensor:
         """Return the squared norm of each option's weights over all copies, shape (G,); 0 where it has none."""
-        device = next(self.head.parameters()).device
-        total = torch.zeros(self.space.n_options, device=device)
+        total = next(self.head.parameters()).new_zeros(self.space.n_options)
         for cell in self.cells():
             for stack in cell.stacks.values():
                 assert isinstance(stack, ConvStack)

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from naive import naive_forward
+from torch.nn import functional as F
+
+from bayesarch.nets import Supernet
+from bayesarch.spaces import NB201, SPACES, Architecture
+from bayesarch.testing import check_supernet, tricky_space
+
+SMALL = {"nb201": {"channels": 4, "cells": 1}, "toy": {}}
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=lambda s: s.name)
+@pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 7, 9)])
+def test_contract(space, input_shape):
+    check_supernet(space, input_shape=input_shape, sizes=SMALL[space.name])
+
+
+def test_contract_on_the_tricky_space():
+    check_supernet(tricky_space())
+
+
+def double_net(generator, cells=2):
+    net = Supernet(NB201, input_shape=(2, 6, 6), classes=3, sizes={"channels": 3, "cells": cells}, generator=generator)
+    return net.double().train()
+
+
+@pytest.mark.parametrize("form", ["shared", "per copy", "per example", "per example and copy"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_outputs_and_all_gradients_equal_the_naive_network(form, pruned, generator):
+    net = double_net(generator)
+    if pruned:  # leaves stacks of one row and of several
+        net.prune(torch.rand(30, generator=generator) < 0.6)
+    shape = {
+        "shared": (1, 1, 30),
+        "per copy": (1, net.n_copies, 30),
+        "per example": (5, 1, 30),
+        "per example and copy": (5, net.n_copies, 30),
+    }[form]
+    gates = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    images = torch.randn(5, 2, 6, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    inputs = [gates, images, *net.parameters()]
+    ours, naive = net(images, gates), naive_forward(net, images, gates)
+    assert torch.allclose(ours, naive, atol=1e-10)
+    our_grads = torch.autograd.grad(F.cross_entropy(ours, labels), inputs, allow_unused=True)
+    naive_grads = torch.autograd.grad(F.cross_entropy(naive, labels), inputs, allow_unused=True)
+    for mine, theirs in zip(our_grads, naive_grads, strict=True):
+        assert torch.allclose(mine, torch.zeros_like(mine) if theirs is None else theirs, atol=1e-9)
+
+
+def test_a_stack_of_one_row_has_finite_gradients():
+    """torch's batch-norm backward reads past a weight of stride 0; in float32, channels last, it gave 1e24."""
+    generator = torch.Generator().manual_seed(0)
+    net = Supernet(NB201, input_shape=(1, 8, 8), classes=10, sizes={"cells": 1}, generator=generator)
+    net = net.to(memory_format=torch.channels_last).train()
+    gates = torch.full((1, 1, 30), 0.2, requires_grad=True)
+    for _ in range(8):
+        images = torch.randn(64, 1, 8, 8, generator=generator)
+        (grad,) = torch.autograd.grad(net(images, gates).square().mean(), gates)
+        assert float(grad.abs().max()) < 1e3
+
+
+def test_one_row_stacks_pass_a_contiguous_scale(monkeypatch, generator):
+    seen = []
+    original = F.batch_norm
+
+    def spy(x, mean, var, weight=None, *args, **kwargs):
+        seen.append(weight is None or weight.is_contiguous())
+        return original(x, mean, var, weight, *args, **kwargs)
+
+    net = double_net(generator, cells=1)
+    arch = Architecture.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", NB201)
+    net.prune(net.one_hot(arch)[0, 0] > 0)
+    monkeypatch.setattr("bayesarch.nets.cells.F.batch_norm", spy)
+    net(torch.zeros(2, 2, 6, 6, dtype=torch.float64), torch.ones(1, 1, 30, dtype=torch.float64))
+    assert seen
+    assert all(seen)
+
+
+def test_running_statistics_are_those_of_batch_norm(generator):
+    """After one training pass, an option's buffers equal nn.BatchNorm2d's."""
+    net = double_net(generator, cells=1)
+    images = torch.randn(5, 2, 6, 6, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        h = torch.relu(net.stem(images))
+        stack = net.cells()[0].stacks["0_3"]
+        column = stack.columns[1]
+        y = F.conv2d(h, stack.weights[str(column)], padding=1)
+        reference = torch.nn.BatchNorm2d(3).double()
+        reference(y)
+        net(images, torch.ones(1, 1, 30, dtype=torch.float64))
+    assert torch.allclose(stack.running_mean[1], reference.running_mean)
+    assert torch.allclose(stack.running_var[1], reference.running_var)
+
+
+def test_option_sqnorm(generator):
+    net = double_net(generator)
+    norms = net.option_sqnorm()
+    for g, label in enumerate(NB201.labels):
+        expected = sum(
+            float(p.detach().square().sum()) for name, p in net.named_parameters() if name.endswith(f".weights.{g}")
+        )
+        assert float(norms[g].detach()) == pytest.approx(expected), label
+    assert bool((norms[::5] == 0).all())  # none
+
+
+def test_inherit_refuses_what_was_removed(generator):
+    net = double_net(generator)
+    live = torch.ones(30, dtype=torch.bool)
+    live[3] = False
+    net.prune(live)
+    with pytest.raises(ValueError, match="1<-0/nor_conv_3x3"):
+        net.inherit(Architecture.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", NB201))
+
+
+def test_init_stream_decides_the_weights():
+    def weights(seed):
+        net = Supernet(NB201, input_shape=(1, 8, 8), classes=2, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    before = torch.random.get_rng_state()
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert torch.equal(torch.random.get_rng_state(), before)
