@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayesarch.data import DATASETS as datasets
+    from bayesarch.data import DATASETS as DATASETS
     from bayesarch.errors import BayesarchError as BayesarchError
-    from bayesarch.methods import METHODS as methods
+    from bayesarch.methods import METHODS as METHODS
     from bayesarch.nets import build as build
-    from bayesarch.spaces import SPACES as spaces
+    from bayesarch.spaces import SPACES as SPACES
     from bayesarch.spaces import Architecture as Architecture
     from bayesarch.spaces import Choice as Choice
     from bayesarch.spaces import Space as Space
@@ -33,15 +33,18 @@ _HOMES = {
     "Run": ("bayesarch.workflows.run", "Run"),
     "Space": ("bayesarch.spaces", "Space"),
     "build": ("bayesarch.nets", "build"),
-    "datasets": ("bayesarch.data", "DATASETS"),
-    "methods": ("bayesarch.methods", "METHODS"),
+    "DATASETS": ("bayesarch.data", "DATASETS"),
+    "METHODS": ("bayesarch.methods", "METHODS"),
     "open_run": ("bayesarch.workflows.run", "open_run"),
     "resume": ("bayesarch.workflows.search", "resume"),
     "search": ("bayesarch.workflows.search", "search"),
-    "spaces": ("bayesarch.spaces", "SPACES"),
+    "SPACES": ("bayesarch.spaces", "SPACES"),
 }
 
 __all__ = [
+    "DATASETS",
+    "METHODS",
+    "SPACES",
     "Architecture",
     "BayesarchError",
     "Choice",
@@ -49,12 +52,9 @@ __all__ = [
     "Space",
     "__version__",
     "build",
-    "datasets",
-    "methods",
     "open_run",
     "resume",
     "search",
-    "spaces",
 ]
 
 

@@ -1,0 +1,48 @@
+"""A small search on the planted problem, for tests of the engine."""
+
+from pathlib import Path
+
+import torch
+
+from bayesarch.data import DataConfig, load, split, splits_on
+from bayesarch.engine import Engine, EngineConfig, Observer, Setting
+from bayesarch.functional import Streams
+from bayesarch.methods import METHODS
+from bayesarch.nets import Supernet
+from bayesarch.spaces import SPACES
+
+
+def make_engine(
+    folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
+    settings=None, **engine
+) -> Engine:  # fmt: skip
+    """Return an engine at its beginning."""
+    data_config, device = DataConfig(source=source, limit=limit), torch.device("cpu")
+    examples = load(data_config)
+    partition = split(examples, data_config)
+    config = EngineConfig(**engine)
+    streams = Streams(seed, device)
+    made = METHODS[method].make(SPACES[space], METHODS[method].config(**(settings or {})))
+    net = Supernet(
+        made.space,
+        input_shape=examples.input_shape,
+        classes=len(examples.classes),
+        sizes=sizes,
+        generator=streams["init"],
+    ).to(memory_format=torch.channels_last)
+    steps = partition.sizes["weights"] // config.batch_size
+    setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device)
+    return Engine(
+        method=made,
+        net=net,
+        state=made.init(setting, streams=streams),
+        data=splits_on(examples, partition, (*made.splits, "selection"), config=data_config, device=device),
+        config=config,
+        streams=streams,
+        checkpoint=folder / "last.safetensors",
+        observer=observer or Observer(),
+    )
+
+
+def posterior_of(engine: Engine):
+    return engine.method.posterior(engine.state)

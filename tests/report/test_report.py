@@ -1,0 +1,128 @@
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import bayesarch as ba
+from bayesarch.errors import RunError
+from bayesarch.report import plots, write_report
+from bayesarch.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return ba.search("planted", space="toy", out=tmp_path_factory.mktemp("report") / "run")
+
+
+def page(run) -> str:
+    return (Path(run.path) / "report.html").read_text()
+
+
+class Tags(HTMLParser):
+    """Counts tags, collects what is loaded from elsewhere, and checks that tags are closed in order."""
+
+    VOID = ("meta", "br", "path", "use", "rect", "link", "circle", "image")
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.open, self.loaded = {}, [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        for name, value in attributes:
+            if name in ("src", "xlink:href", "href") and not (value or "").startswith("#"):
+                self.loaded.append(value)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(run):
+    tags = Tags()
+    tags.feed(page(run))
+    assert tags.open == []
+    assert tags.count["svg"] == 4
+    assert tags.loaded == []
+    assert "@import" not in page(run)
+
+
+def test_the_page_says_what_the_summary_says(run):
+    text, summary = page(run), run.summary
+    assert summary["cell"] in text
+    assert f"{summary['params']:,}" in text
+    assert f"{100 * summary['selection_accuracy']:.1f} %" in text
+    assert f"n = {summary['selection_n']}" in text
+    assert "relative weight" in text
+    assert "The test split has not been read" in text
+    assert "delta: 0.05" in text
+    assert run.data["fingerprint"]["content"] in text
+    for count, words in zip(
+        run.summary["fired_by"].values(), ("pruned by the threshold", "on inactive", "by the cap"), strict=True
+    ):
+        assert re.search(rf"{count}\s+(options )?{words}", text)
+
+
+def test_equal_runs_draw_equal_pictures(run):
+    metrics, edges = run.metrics, run.summary["edges"]
+    assert plots.cell(edges) == plots.cell(edges)
+    assert plots.pruning(metrics) == plots.pruning(metrics)
+    other = [{**edge, "options": ["none"], "zero": True} for edge in edges]
+    assert plots.cell(other) != plots.cell(edges)
+
+
+def test_the_heatmap_shows_every_weight(run):
+    weights = run.posterior.weights()
+    svg = plots.heatmap(weights, run.summary["edges"], "relative weight")
+    for row in weights.values():
+        for value in row.values():
+            assert f">{value:.2f}<" in svg
+
+
+def test_an_inactive_edge_is_called_inactive():
+    edge = {"choice": "2<-1", "cell": "cell", "source": "1", "target": "2", "options": ["product"], "zero": False}
+    svg = plots.cell([{**edge, "inactive": True}])
+    assert "inactive" in svg
+    assert "product" not in svg
+
+
+def test_a_page_needs_a_finished_run(tmp_path):
+    folder = RunFolder.create(tmp_path / "new")
+    with pytest.raises(RunError, match=r"summary\.json is missing"):
+        write_report(folder)
+    assert not folder.has("report.html")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_real_browser(run, width, tmp_path):
+    """Headless Chromium, no network: no errors, everything visible, nothing wider than the window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        troubles, requests = [], []
+        tab.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto((Path(run.path) / "report.html").as_uri())
+        assert troubles == []
+        assert len(requests) == 1
+        assert tab.inner_text("#cell-string") == run.summary["cell"]
+        assert tab.locator("#edges tbody tr").count() == 3
+        boxes = [tab.locator("svg").nth(i).bounding_box() for i in range(4)]
+        assert all(box["width"] > 200 and box["height"] > 60 for box in boxes)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.locator("summary").first.click()
+        assert tab.locator("details pre").first.is_visible()
+        tab.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        browser.close()

@@ -1,0 +1,183 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bayesarch as ba
+
+
+def run(*arguments, check=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "bayesarch", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    done = run("search", "--data", "planted", "--space", "toy", "--out", path, check=0)
+    return path, done
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = run("--help", check=0)
+        times.append(time.monotonic() - start)
+    assert all(name in done.stdout for name in ("search", "resume", "status", "show", "sample", "doctor"))
+    assert min(times) < 0.5
+    code = "import sys, bayesarch, bayesarch.cli; print(sorted({'torch', 'sklearn', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_final_table(finished):
+    path, done = finished
+    assert re.search(r"1<-0 +product", done.stdout)
+    for word in (
+        "relative weight",
+        "entropy",
+        "parameters",
+        "MACs",
+        "selection split",
+        "report.html",
+        "bayesarch sample",
+    ):
+        assert word in done.stdout, word
+    assert "|product~0|+|skip~0|product~1|" in done.stdout
+    assert "supernet" in done.stderr
+    assert "at most" in done.stderr
+
+
+def test_show_and_status_need_no_torch(finished):
+    path, done = finished
+    code = (
+        "import sys\nfrom bayesarch.cli import app\n"
+        f"for words in (['show', {str(path)!r}], ['status', {str(path)!r}]):\n"
+        "    try:\n        app(words)\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert done.stdout.strip() in shown.stdout
+    assert "finished" in shown.stdout
+
+
+def test_json_is_json_and_nothing_else(finished, tmp_path):
+    path, _ = finished
+    assert json.loads(run("status", path, "--json", check=0).stdout)["state"] == "finished"
+    shown = json.loads(run("show", path, "--json", check=0).stdout)
+    assert shown["posterior"]["mode"] == {"1<-0": ["product"], "2<-0": ["skip"], "2<-1": ["product"]}
+    assert len(json.loads(run("sample", path, "-n", 3, "--seed", 1, "--json", check=0).stdout)) == 3
+    searched = run(
+        "search", "--data", "planted", "--space", "toy", "--method", "darts", "--out", tmp_path / "r",
+        "--set", "engine.epochs=1", "--json", check=0,
+    )  # fmt: skip
+    assert json.loads(searched.stdout)["method"] == "darts"
+    assert searched.stderr == ""
+
+
+def test_dry_run_says_the_price_and_writes_nothing(tmp_path):
+    done = run("search", "--dry-run", "--out", tmp_path / "r", check=0)
+    assert re.search(r"supernet [\d.]+ k parameters, [\d.]+ M MACs, about \d+ MiB", done.stdout)
+    assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most \d+ (s|min)", done.stdout)
+    assert not (tmp_path / "r").exists()
+    record = json.loads(run("search", "--dry-run", "--json", check=0).stdout)
+    assert record["steps_per_epoch"] == 11
+    assert record["memory_bytes"] > 1e6
+
+
+def test_doctor():
+    done = run("doctor", check=0)
+    assert "ok     supernet step" in done.stdout
+    record = json.loads(run("doctor", "--json", check=0).stdout)
+    assert all(check["passed"] for check in record["checks"])
+
+
+def test_sample_prints_a_table(finished):
+    done = run("sample", finished[0], "-n", 2, check=0)
+    assert "log weight" in done.stdout
+
+
+def folder(path, sizes):
+    for name in ("cat", "dog"):
+        (path / name).mkdir(parents=True)
+        for i, side in enumerate(sizes):
+            Image.fromarray(np.full((side, side, 3), 9 * i, np.uint8)).save(path / name / f"{i}.png")
+    return path
+
+
+def bad_inputs(tmp_path):
+    """Yield (arguments, words that the one line must hold)."""
+    search = ["search", "--out", tmp_path / "run"]
+    yield [*search, "--method", "bpnass"], ["method", "did you mean 'bpnas'"]
+    yield [*search, "--space", "nb21"], ["space", "did you mean 'nb201'"]
+    yield [*search, "--set", "method.detla=0.1"], ["method.detla", "did you mean 'delta'"]
+    yield [*search, "--set", "engin.lr=0.1"], ["engin: unknown section", "did you mean 'engine'"]
+    images, labels = np.zeros((40, 6, 6), np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "unlabelled.npz", x=images)
+    yield [*search, "--data", tmp_path / "unlabelled.npz"], ["no labels", "the file holds x"]
+    np.savez(tmp_path / "range.npz", x=images, y=labels, classes=["a", "b", "c"])
+    yield [*search, "--data", tmp_path / "range.npz"], ["labels must lie in 0..2"]
+    np.savez(tmp_path / "one.npz", x=images, y=labels * 0)
+    yield [*search, "--data", tmp_path / "one.npz"], ["one class"]
+    corrupt = folder(tmp_path / "corrupt", [8] * 6)
+    (corrupt / "dog" / "2.png").write_bytes(b"\x89PNG\r\n")
+    yield [*search, "--data", corrupt], ["dog/2.png", "remove or replace"]
+    yield [*search, "--data", folder(tmp_path / "sizes", [8] * 5 + [9])], ["2 sizes", "data.image_size"]
+    yield [*search, "--data", tmp_path / "nowhere"], ["no data set, file or folder"]
+    (tmp_path / "file").write_text("")
+    yield ["search", "--out", tmp_path / "file" / "run"], ["cannot write"]
+    yield ["show", tmp_path / "absent"], ["no run folder"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "status.json").write_text('{"format": 0}')
+    yield ["resume", tmp_path / "old"], ["run format 0"]
+    yield [*search, "--config", tmp_path / "absent.yaml"], ["cannot read the configuration"]
+
+
+@pytest.mark.slow
+def test_bad_input_is_answered_in_one_line_with_exit_code_2(tmp_path):
+    import torch
+
+    cases = list(bad_inputs(tmp_path))
+    if not torch.cuda.is_available():
+        cases.append((["search", "--out", tmp_path / "run", "--device", "cuda"], ["--device cuda", "--device cpu"]))
+    for arguments, words in cases:
+        done = run(*arguments, check=2)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("error: ")
+        assert all(word in lines[0] for word in words), lines[0]
+        assert not (tmp_path / "run").exists()
+
+
+def test_unknown_options_and_commands():
+    assert run("serch").returncode == 2
+    assert run("search", "--methd", "bpnas").returncode == 2
+
+
+def test_public_names():
+    assert set(ba.__all__) == {
+        "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "DATASETS", "METHODS",
+        "open_run", "resume", "search", "SPACES",
+    }  # fmt: skip
+    assert all(getattr(ba, name) is not None for name in ba.__all__)
+    assert set(ba.METHODS) == {"bpnas", "drnas", "darts"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ba.nothing
+
+
+def test_the_version_is_that_of_the_package():
+    import tomllib
+
+    record = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert record["project"]["version"] == ba.__version__
