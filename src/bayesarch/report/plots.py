@@ -37,7 +37,11 @@ def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: st
     figure = Figure(figsize=(1.2 + 1.05 * len(options), 0.7 + 0.42 * len(edges)))
     axes = figure.subplots()
     values = [[weights[e["choice"]].get(option, float("nan")) for option in options] for e in edges]
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    grid = [[k - 0.5 for k in range(n + 1)] for n in (len(options), len(edges))]
+    axes.pcolormesh(*grid, values, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
+    axes.invert_yaxis()
+    for side in axes.spines.values():
+        side.set_visible(False)
     for i, edge in enumerate(edges):
         for j, option in enumerate(options):
             value = values[i][j]
