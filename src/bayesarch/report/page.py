@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from bayesarch.report import plots
 from bayesarch.runs import RunFolder, write_atomically
 
 __all__ = ["write_report"]
@@ -26,6 +25,8 @@ def write_report(folder: RunFolder) -> None:
 
 def _content(folder: RunFolder) -> dict[str, Any]:
     """Return what the template shows."""
+    from bayesarch.report import plots  # matplotlib loads where it is used
+
     summary, metrics = folder.read_json("summary.json"), folder.read_metrics()
     weights = folder.read_json("posterior.json")["weights"]
     return {

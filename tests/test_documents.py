@@ -1,0 +1,73 @@
+"""What the documents promise is run: README commands, examples, recipes, links."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bayesarch.workflows.config import settle
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of the README in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_two_commands_are_there():
+    first, second = blocks("bash")[:2]
+    assert "bayesarch search" in first
+    assert "make lint types test" in second
+    assert "make lint types test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_readme_commands(tmp_path):
+    """Every bayesarch command of the README, in order, in an empty folder."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ bayesarch ")]
+    assert len(commands) >= 6
+    for command in commands:
+        words = shlex.split(command.removeprefix("$ "))
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    for code in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples(example):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_take_effect(recipe):
+    record = yaml.safe_load(recipe.read_text())
+    settled = settle(record).record()
+    for section, fields in record.items():
+        for field, value in fields.items():
+            assert settled[section][field] == value
+    assert recipe.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
