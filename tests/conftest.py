@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
 import pytest
 import torch
 

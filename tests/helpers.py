@@ -12,7 +12,7 @@ from bayesarch.nets import Supernet
 from bayesarch.spaces import SPACES
 
 
-def make_engine(
+def make_engine(  # noqa: PLR0913 - a test names what it needs
     folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
     settings=None, **engine
 ) -> Engine:  # fmt: skip

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from helpers import make_engine, posterior_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 from bayesarch.nets.cells import ConvStack
 from bayesarch.spaces import NB201, TOY, Architecture
+from helpers import make_engine, posterior_of
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
 

@@ -3,8 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import make_engine, posterior_of
-
 from bayesarch.engine import Clock, Observer, pack
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, concentration
@@ -15,6 +13,7 @@ from bayesarch.posteriors import MeanField
 from bayesarch.spaces import NB201, TOY
 from bayesarch.testing import check_method
 from bayesarch.workflows.config import settle
+from helpers import make_engine, posterior_of
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
 CLOCK = Clock(epoch=3, step=30, epochs=80, steps_per_epoch=10, weight_lr=0.02)

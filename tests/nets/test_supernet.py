@@ -1,11 +1,11 @@
 import pytest
 import torch
-from naive import naive_forward
 from torch.nn import functional as F
 
 from bayesarch.nets import Supernet
 from bayesarch.spaces import NB201, SPACES, Architecture
 from bayesarch.testing import check_supernet, tricky_space
+from naive import naive_forward
 
 SMALL = {"nb201": {"channels": 4, "cells": 1}, "toy": {}}
 

@@ -92,9 +92,9 @@ def test_tables_are_checked(table, message):
 
 def test_records_are_checked():
     record = MeanField(TOY, TABLE).to_json()
-    with pytest.raises(RunError, match="unknown kind of posterior 'meanfield'.*'mean-field'"):
+    with pytest.raises(RunError, match=r"unknown kind of posterior 'meanfield'.*'mean-field'"):
         from_json({**record, "kind": "meanfield"})
-    with pytest.raises(RunError, match="space of your own|over a space 'mine'"):
+    with pytest.raises(RunError, match=r"space of your own|over a space 'mine'"):
         from_json({**record, "space": "mine"})
     with pytest.raises(RunError, match="weights"):
         from_json({key: value for key, value in record.items() if key != "weights"})
