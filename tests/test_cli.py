@@ -161,6 +161,18 @@ def test_bad_input_is_answered_in_one_line_with_exit_code_2(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    code = (
+        "import os, sys\nfrom bayesarch.cli import main\nsys.argv = ['bayesarch', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
+        if given is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == expected
+
+
 def test_unknown_options_and_commands():
     assert run("serch").returncode == 2
     assert run("search", "--methd", "bpnas").returncode == 2

@@ -1,6 +1,7 @@
 """The command line: names to workflows. The only place that prints; heavy imports happen inside the commands."""
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 
 def main() -> None:
     """Run the command line; errors of ours end in one clear line and exit code 2."""
+    # Before torch loads: waiting threads sleep instead of spinning (docs/decisions/0009-waiting-threads-sleep.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from bayesarch.errors import BayesarchError
 
     try:
