@@ -109,6 +109,16 @@ def test_sample_prints_a_table(finished):
     assert "log weight" in done.stdout
 
 
+def test_show_prices_an_architecture():
+    text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|"
+    assert "802,426 parameters" in run("show", text, check=0).stdout
+    record = json.loads(run("show", text, "--classes", 100, "--json", check=0).stdout)
+    assert record["params"] == 808_276  # the benchmark's count for CIFAR-100
+    assert record["connected"]
+    lost = run("show", "|none~0|+|none~0|none~1|", "--space", "toy", "--input-shape", "1,1,8", check=0).stdout
+    assert "nothing reaches the output" in lost
+
+
 def folder(path, sizes):
     for name in ("cat", "dog"):
         (path / name).mkdir(parents=True)
@@ -139,6 +149,9 @@ def bad_inputs(tmp_path):
     (tmp_path / "file").write_text("")
     yield ["search", "--out", tmp_path / "file" / "run"], ["cannot write"]
     yield ["show", tmp_path / "absent"], ["no run folder"]
+    wrong = "|nor_conv~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    yield ["show", wrong], ["choice '1<-0' has no option 'nor_conv'", "did you mean 'nor_conv_1x1'"]
+    yield ["show", wrong.replace("conv~", "conv_1x1~"), "--input-shape", "32"], ["channels,height,width"]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "status.json").write_text('{"format": 0}')
     yield ["resume", tmp_path / "old"], ["run format 0"]

@@ -104,11 +104,23 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(run: RunArgument, as_json: Json = False) -> None:
-    """Print the final table of a finished run."""
-    from bayesarch.terminal import print_summary
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN|ARCHITECTURE", help="A run folder, or an architecture's string.")],
+    space: Annotated[str, typer.Option(help="Space of the architecture")] = "nb201",
+    input_shape: Annotated[str, typer.Option(help="Channels, height and width to price it at")] = "3,32,32",
+    classes: Annotated[int, typer.Option(help="Classes to price it at")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Print the final table of a finished run; or what an architecture is and costs."""
+    from bayesarch.terminal import print_architecture, print_summary
     from bayesarch.workflows.run import open_run
 
+    if run.lstrip().startswith(("|", "{")):
+        from bayesarch.workflows.describe import describe
+
+        record = describe(run, space=space, input_shape=input_shape, classes=classes)
+        _print_json(record) if as_json else print_architecture(record)
+        return
     opened = open_run(run)
     _print_json({**opened.summary, "posterior": opened.posterior.to_json()}) if as_json else print_summary(opened)
 

@@ -8,7 +8,15 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-__all__ = ["Progress", "plan_line", "print_doctor", "print_samples", "print_summary", "status_line"]
+__all__ = [
+    "Progress",
+    "plan_line",
+    "print_architecture",
+    "print_doctor",
+    "print_samples",
+    "print_summary",
+    "status_line",
+]
 
 
 def _amount(value: float, unit: str = "") -> str:
@@ -191,6 +199,21 @@ def print_samples(rows: list[dict[str, Any]]) -> None:
         cost = (f"{row['log_weight']:.2f}", f"{row['params']:,}", _amount(row["macs"]))
         table.add_row(row["architecture"], *cost)
     Console().print(table)
+
+
+def print_architecture(record: dict[str, Any]) -> None:
+    """Print what an architecture is and costs."""
+    shape = " x ".join(map(str, record["input_shape"]))
+    for name, value in (
+        ("cell", record["architecture"]),
+        ("canonical", record["canonical"]),
+        ("digest", record["digest"]),
+        ("inactive", ", ".join(record["inactive"]) or "-"),
+        ("connected", "yes" if record["connected"] else "no: nothing reaches the output"),
+        ("size", f"{record['params']:,} parameters, {_amount(record['macs'])} MACs for an image of {shape}, "
+                 f"{record['classes']} classes, the space's default sizes"),
+    ):  # fmt: skip
+        Console().print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_doctor(result: dict[str, Any]) -> None:

@@ -144,6 +144,8 @@ def test_a_signal_saves_the_place_and_says_how_to_resume(finished, tmp_path, num
     path = tmp_path / "run"
     process = command("search", "--data", "digits", "--limit", 400, "--out", path, *FLAGS)
     wait_for_records(path, 2, process)
+    with pytest.raises(RunError, match=f"still running as process {process.pid}"):
+        ba.resume(path)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

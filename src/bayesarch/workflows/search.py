@@ -54,12 +54,11 @@ class Job:
     device: torch.device
     splits: dict[str, Split] = field(repr=False)
 
-    def setting(self) -> Setting:
+    def setting(self, net: Supernet) -> Setting:
         """Return what the method may know of the task."""
         first = self.partition.sizes[self.settings.method.splits[0]]
         batch = min(self.settings.engine.batch_size, first)
-        copies = self.supernet(Streams(0)).n_copies
-        return Setting(copies, self.partition.sizes, batch, first // batch, self.device)
+        return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device)
 
     def supernet(self, streams: Streams) -> Supernet:
         """Return a fresh supernet on the device, channels last."""
@@ -75,11 +74,11 @@ class Job:
     def engine(self, folder: RunFolder, observer: Observer) -> Engine:
         """Return the engine at the very beginning."""
         streams = Streams(self.settings.seed, self.device)
-        net, setting = self.supernet(streams), self.setting()
+        net = self.supernet(streams)
         return Engine(
             method=self.settings.method,
             net=net,
-            state=self.settings.method.init(setting, streams=streams),
+            state=self.settings.method.init(self.setting(net), streams=streams),
             data=self.splits,
             config=self.settings.engine,
             streams=streams,
@@ -90,8 +89,8 @@ class Job:
     def plan(self) -> Plan:
         """Return what the search will cost, measured on a throw-away copy."""
         settings = self.settings
-        throw_away = self.supernet(Streams(settings.seed))
-        return plan(settings.method, throw_away, self.splits, self.setting(), settings.engine, seed=settings.seed)
+        net = self.supernet(Streams(settings.seed))
+        return plan(settings.method, net, self.splits, self.setting(net), settings.engine, seed=settings.seed)
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
@@ -219,11 +218,12 @@ def resume(
         listener: who is told how it goes.
 
     Raises:
-        RunError: if the folder is of another version, damaged, or the data are no longer the same.
+        RunError: if the folder is of another version, damaged, still running, or the data are no longer the same.
     """
     run = open_run(path, space=space)
     if run.status.get("state") == "finished":
         return run
+    _refuse_if_running(run)
     job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
     if run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(
@@ -320,6 +320,22 @@ def _free_name(job: Job, data: Any) -> Path:
         number += 1
         candidate = Path("runs") / f"{stem}-{number}"
     return candidate
+
+
+def _refuse_if_running(run: Run) -> None:
+    """Refuse to resume a run that another process is still at.
+
+    Raises:
+        RunError: naming that process.
+    """
+    status = run.status
+    pid = status.get("pid")
+    if status.get("state") != "running" or not isinstance(pid, int) or pid == os.getpid():
+        return
+    with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(PermissionError):  # somebody else's process is a process
+            os.kill(pid, 0)
+        raise RunError(f"{run.path} is still running as process {pid}; stop that first (kill {pid})")
 
 
 def _check_writable(path: Path) -> None:
