@@ -133,6 +133,13 @@ def test_momentum_survives_pruning_by_identity(generator):
         assert torch.allclose(parameter, others[name], atol=1e-6), name
 
 
+def test_the_optimiser_holds_what_the_network_holds(tmp_path):
+    engine = make_engine(tmp_path, **SMALL, epochs=2, closing_epochs=1, settings={"reopen_steps": 0}).run()
+    held = engine.weights._sgd.param_groups[0]["params"]
+    assert {id(p) for p in held} == {id(p) for p in engine.net.parameters()}
+    assert {id(p) for p in engine.weights._sgd.state} <= {id(p) for p in held}
+
+
 def test_clipping(generator):
     net = nn.Linear(3, 2)
     weights = Weights(net, momentum=0.0, weight_decay=0.0, nesterov=False, clip=0.5)

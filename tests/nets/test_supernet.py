@@ -94,6 +94,27 @@ def test_running_statistics_are_those_of_batch_norm(generator):
     assert torch.allclose(stack.running_var[1], reference.running_var)
 
 
+def test_a_pass_of_some_options_updates_their_statistics_alone(generator):
+    """With the other gates at 0, computing only the active options leaves the same statistics as computing all."""
+    arch = Architecture.parse("|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|none~0|nor_conv_3x3~1|none~2|", NB201)
+    images = torch.randn(5, 2, 6, 6, generator=generator, dtype=torch.float64)
+    some, every = double_net(torch.Generator(), cells=1), double_net(torch.Generator(), cells=1)
+    with torch.no_grad():
+        some(images, some.one_hot(arch), frozenset(arch.columns))
+        every(images, every.one_hot(arch))
+    moved = 0
+    for mine, theirs in zip(some.cells(), every.cells(), strict=True):
+        for name, stack in mine.stacks.items():
+            for row, column in enumerate(stack.columns):
+                if column in arch.columns:
+                    assert torch.allclose(stack.running_mean[row], theirs.stacks[name].running_mean[row])
+                    assert torch.allclose(stack.running_var[row], theirs.stacks[name].running_var[row])
+                    moved += 1
+                else:
+                    assert bool((stack.running_mean[row] == 0).all())
+    assert moved == 9
+
+
 def test_option_sqnorm(generator):
     net = double_net(generator)
     norms = net.option_sqnorm()

@@ -66,6 +66,13 @@ def test_equivalent_cells_share_a_canonical_form():
     assert three.canonical == four.canonical
 
 
+def test_a_skip_stands_for_the_node_it_reads():
+    through = Architecture.parse("|skip_connect~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|skip_connect~2|", "nb201")
+    direct = Architecture.parse("|skip_connect~0|+|nor_conv_3x3~0|none~1|+|none~0|none~1|skip_connect~2|", "nb201")
+    pooled = Architecture.parse("|avg_pool_3x3~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|skip_connect~2|", "nb201")
+    assert through.canonical == direct.canonical != pooled.canonical
+
+
 def test_inactive_edges():
     cell = Architecture.parse(
         "|none~0|+|nor_conv_1x1~0|nor_conv_3x3~1|+|skip_connect~0|skip_connect~1|none~2|", "nb201"
