@@ -67,7 +67,7 @@ class Progress:
             on_round=self._round,
         )
         self._bar: Bar | None = None
-        self._drawn = 0.0
+        self._drawn, self._stage = 0.0, ""
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +107,9 @@ class Progress:
         return float(done / (engine.config.epochs * engine.steps_per_epoch))
 
     def _step(self, place: Any) -> None:
-        if self._bar is not None and time.monotonic() - self._drawn > 0.2:
-            self._drawn = time.monotonic()
+        changed = place.stage != self._stage
+        if self._bar is not None and (changed or time.monotonic() - self._drawn > 0.2):
+            self._drawn, self._stage = time.monotonic(), place.stage
             self._bar.update(self._task, completed=self._share(place), stage=place.stage)
             self._bar.refresh()
 

@@ -128,6 +128,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(finished, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (path / "posterior.json").exists()
+        assert ba.open_run(path).status["state"] == "interrupted"  # though its file says running
         if number == 0:
             with pytest.raises(RunError, match="bayesarch resume"):
                 _ = ba.open_run(path).posterior

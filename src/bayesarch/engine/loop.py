@@ -172,6 +172,7 @@ class Engine:
             place.stage, place.rounds = "examine", 0
             self.save()
         if place.stage == "examine":
+            self.observer.on_step(place)
             with autocast(self.device, config.precision):
                 self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
             place.stage = "done"

@@ -133,4 +133,7 @@ class Method(Protocol[S]):
         """Return the posterior over architectures."""
 
     def summary(self, state: S) -> Info:
-        """Return what else people should know of how the search ended; goes into the run's summary."""
+        """Return what else people should know of how the search ended; goes into the run's summary.
+
+        `warnings`, a list of sentences, is shown to them.
+        """

@@ -220,7 +220,14 @@ class BPNAS:
         counts = dict.fromkeys(("threshold", "inactive", "cap"), 0)
         for record in state.prunings:
             counts[record["fired_by"]] += 1
-        return {"prunings": list(state.prunings), "fired_by": counts}
+        decided = counts["threshold"] + counts["cap"]
+        warnings = []
+        if counts["cap"] * 10 > decided:
+            warnings.append(
+                f"the cap on epochs made {counts['cap']} of {decided} decisions, not the threshold: raise "
+                f"engine.epochs or method.alpha_lr (now {state.lr:.3g})"
+            )
+        return {"prunings": list(state.prunings), "fired_by": counts, "warnings": warnings}
 
     def _means(self, state: BPNASState) -> Tensor:
         return simplices(self.space, state.live, state.a.device).mean(concentration(state.a))

@@ -37,8 +37,14 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json: running, interrupted, failed or finished, and how far."""
-        return self.folder.read_json("status.json")
+        """status.json: running, interrupted, failed or finished, and how far.
+
+        A run whose process is gone, as a kill leaves it, is interrupted, whatever its file says.
+        """
+        status = self.folder.read_json("status.json")
+        if status.get("state") == "running" and not _alive(status.get("pid")):
+            status["state"] = "interrupted"
+        return status
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -95,6 +101,19 @@ class Run:
             raise RunError(
                 f"{self.path} is {state}, so there is no {name} yet; finish it: bayesarch resume {self.path}"
             )
+
+
+def _alive(pid: Any) -> bool:
+    """Return whether a process of that number exists on this machine."""
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process is a process
+        return True
+    return True
 
 
 def open_run(path: str | os.PathLike[str], *, space: Space | None = None) -> Run:

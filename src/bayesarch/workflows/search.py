@@ -329,12 +329,8 @@ def _refuse_if_running(run: Run) -> None:
         RunError: naming that process.
     """
     status = run.status
-    pid = status.get("pid")
-    if status.get("state") != "running" or not isinstance(pid, int) or pid == os.getpid():
-        return
-    with contextlib.suppress(ProcessLookupError):
-        with contextlib.suppress(PermissionError):  # somebody else's process is a process
-            os.kill(pid, 0)
+    if status.get("state") == "running" and status["pid"] != os.getpid():
+        pid = status["pid"]
         raise RunError(f"{run.path} is still running as process {pid}; stop that first (kill {pid})")
 
 

@@ -17,7 +17,7 @@ def summarise(
     settings: Settings, posterior: ArchitecturePosterior, engine: Engine, *, input_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Return the summary: found cell, edges, cost, score with inherited weights, warnings. Holds no times."""
-    arch = posterior.mode()
+    arch, said = posterior.mode(), settings.method.summary(engine.state)
     cost = architecture_cost(arch, sizes=settings.sizes, input_shape=input_shape, classes=engine.net.classes)
     selection = engine.selection()
     last = int(engine.place.steps / engine.steps_per_epoch) - settings.engine.closing_epochs
@@ -37,8 +37,8 @@ def summarise(
         "selection_n": selection.n,
         "search_epochs": last,
         "closing_epochs": settings.engine.closing_epochs,
-        "warnings": collapse_warnings(arch),
-        **settings.method.summary(engine.state),
+        **said,
+        "warnings": [*collapse_warnings(arch), *said.get("warnings", [])],
     }
 
 
