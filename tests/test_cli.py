@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -150,7 +151,7 @@ def bad_inputs(tmp_path):
     yield ["search", "--out", tmp_path / "file" / "run"], ["cannot write"]
     yield ["show", tmp_path / "absent"], ["no run folder"]
     wrong = "|nor_conv~0|+|none~0|none~1|+|none~0|none~1|none~2|"
-    yield ["show", wrong], ["choice '1<-0' has no option 'nor_conv'", "did you mean 'nor_conv_1x1'"]
+    yield ["show", wrong], ["choice '1<-0' has no option 'nor_conv'", "did you mean 'nor_conv_3x3'"]
     yield ["show", wrong.replace("conv~", "conv_1x1~"), "--input-shape", "32"], ["channels,height,width"]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "status.json").write_text('{"format": 0}')
@@ -159,10 +160,16 @@ def bad_inputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_answered_in_one_line_with_exit_code_2(tmp_path):
+def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path):
     import torch
 
     cases = list(bad_inputs(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(finished[0], broken)
+    checkpoint = broken / "checkpoints" / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-64])
+    ba.open_run(broken).folder.write_status(state="interrupted")
+    cases.append((["resume", broken], ["last.safetensors is damaged", "delete it"]))
     if not torch.cuda.is_available():
         cases.append((["search", "--out", tmp_path / "run", "--device", "cuda"], ["--device cuda", "--device cpu"]))
     for arguments, words in cases:

@@ -64,7 +64,7 @@ def search(
     }
     if dry_run:
         from bayesarch.terminal import plan_line
-        from bayesarch.workflows.search import prepare
+        from bayesarch.workflows.job import prepare
 
         job = prepare(data, **asked)
         plan = job.plan()

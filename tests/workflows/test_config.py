@@ -94,7 +94,7 @@ def test_config_files(tmp_path):
 
 
 def test_small_data_use_one_cell_a_stage_unless_told(tmp_path):
-    from bayesarch.workflows.search import prepare
+    from bayesarch.workflows.job import prepare
 
     arrays = (np.zeros((200, 4, 4), np.uint8), np.arange(200) % 2)
     assert prepare(arrays).settings.sizes.cells == 1

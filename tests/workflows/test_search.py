@@ -16,8 +16,8 @@ from bayesarch.errors import BayesarchError, CheckpointError, ConfigError, DataE
 from bayesarch.methods import DrNAS
 from bayesarch.spaces import TOY
 from bayesarch.testing import tricky_space
+from bayesarch.workflows.job import prepare
 from bayesarch.workflows.sample import sample
-from bayesarch.workflows.search import prepare
 
 QUICK = {
     "space.channels": 4,

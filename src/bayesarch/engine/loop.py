@@ -12,91 +12,28 @@ split's permutation and the place in it, running sums and the number of threads.
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bayesarch.config import Config
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
-from bayesarch.engine.device import Precision, autocast
+from bayesarch.engine.device import autocast
 from bayesarch.engine.method import Clock, Method
+from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, NumericalError
 from bayesarch.functional import Streams, cosine
 from bayesarch.nets import Supernet
 
-__all__ = ["Engine", "EngineConfig", "Interrupted", "Observer", "Place"]
+__all__ = ["Engine"]
 
 CHECK_EVERY = 10
 """Steps between looks at the losses, so that a GPU is not made to wait at every step."""
-
-
-class Interrupted(Exception):
-    """The search was asked to stop and has saved its place."""
-
-
-class EngineConfig(Config):
-    """How weights are fitted during a search."""
-
-    epochs: int = Field(default=80, ge=1)
-    """Cap on search epochs; also the nominal length of the learning-rate schedule."""
-    closing_epochs: int = Field(default=5, ge=0)
-    """Epochs of weight training after everything is decided."""
-    batch_size: int = Field(default=64, ge=2)
-    """Examples per batch, on each split."""
-    lr: float = Field(default=0.025, gt=0)
-    """First learning rate of the weights (SGD)."""
-    lr_min: float = Field(default=0.001, ge=0)
-    """Last learning rate; between the two half a cosine."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD."""
-    nesterov: bool = False
-    """Whether momentum looks ahead."""
-    weight_decay: float = Field(default=3e-4, ge=0)
-    """L2 coefficient of the weights."""
-    clip: float = Field(default=5.0, ge=0)
-    """Largest gradient norm; 0: no clipping."""
-    precision: Precision = "fp32"
-    """fp32, or bf16 autocast; beliefs are always fp32."""
-    score_batches: int | None = Field(default=50, ge=1)
-    """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Longest time between two checkpoints; one is written after every round in any case."""
-
-
-@dataclass
-class Observer:
-    """Who is told what happens; every field may be replaced."""
-
-    on_step: Callable[["Place"], None] = lambda place: None
-    on_round: Callable[[dict[str, Any]], None] = lambda record: None
-    should_stop: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class Place:
-    """Where a search is. `stage` is search, closing, examine or done."""
-
-    stage: str = "search"
-    rounds: int = 0
-    """Rounds finished in this stage."""
-    step: int = 0
-    """Steps finished in the current round."""
-    steps: int = 0
-    """Steps finished in all."""
-    records: int = 0
-    """Round records written."""
-    closing_lr: float = 0.0
-    """Learning rate at which the closing epochs start."""
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over the current round of what `step` reports."""
 
 
 class Engine:

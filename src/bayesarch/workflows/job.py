@@ -1,0 +1,135 @@
+"""A search made ready: settings checked, examples loaded and split, nothing written yet."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from bayesarch.data import Examples, Partition, Split, as_examples, load, split, splits_on
+from bayesarch.engine import Engine, Method, Observer, Setting, resolve_device
+from bayesarch.errors import ConfigError
+from bayesarch.functional import Streams
+from bayesarch.nets import Supernet
+from bayesarch.runs import RunFolder
+from bayesarch.spaces import Space
+from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
+from bayesarch.workflows.plan import Plan, plan
+
+__all__ = ["Arrays", "Job", "prepare"]
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images and labels, as `bayesarch.data.as_examples` takes them."""
+
+
+@dataclass
+class Job:
+    """A search ready to start: settings, data on the device, and a folder."""
+
+    settings: Settings
+    examples: Examples
+    partition: Partition
+    device: torch.device
+    splits: dict[str, Split] = field(repr=False)
+
+    def setting(self, net: Supernet) -> Setting:
+        """Return what the method may know of the task."""
+        first = self.partition.sizes[self.settings.method.splits[0]]
+        batch = min(self.settings.engine.batch_size, first)
+        return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device)
+
+    def supernet(self, streams: Streams) -> Supernet:
+        """Return a fresh supernet on the device, channels last."""
+        net = Supernet(
+            self.settings.space,
+            input_shape=self.examples.input_shape,
+            classes=len(self.examples.classes),
+            sizes=self.settings.sizes,
+            generator=streams["init"],
+        )
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def engine(self, folder: RunFolder, observer: Observer) -> Engine:
+        """Return the engine at the very beginning."""
+        streams = Streams(self.settings.seed, self.device)
+        net = self.supernet(streams)
+        return Engine(
+            method=self.settings.method,
+            net=net,
+            state=self.settings.method.init(self.setting(net), streams=streams),
+            data=self.splits,
+            config=self.settings.engine,
+            streams=streams,
+            checkpoint=folder.path / "checkpoints" / "last.safetensors",
+            observer=observer,
+        )
+
+    def plan(self) -> Plan:
+        """Return what the search will cost, measured on a throw-away copy."""
+        settings = self.settings
+        net = self.supernet(Streams(settings.seed))
+        return plan(settings.method, net, self.splits, self.setting(net), settings.engine, seed=settings.seed)
+
+    def data_record(self) -> dict[str, Any]:
+        """Return data.json's record."""
+        return {
+            "input_shape": list(self.examples.input_shape),
+            "classes": list(self.examples.classes),
+            "sizes": self.partition.sizes,
+            "given_test": self.partition.given_test,
+            "fingerprint": self.partition.fingerprint(self.examples),
+        }
+
+
+def prepare(
+    data: str | os.PathLike[str] | Arrays | Examples | None = None,
+    *,
+    space: str | Space | None = None,
+    method: str | Method[Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    limit: int | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    set: Sequence[str] | Mapping[str, Any] | None = None,
+) -> Job:
+    """Return a search that is checked and ready, nothing written yet. Arguments as in `search`.
+
+    Raises:
+        ConfigError: listing every wrong field.
+        DataError: if the examples cannot be used.
+        DeviceError: if the device is not there.
+    """
+    flags: dict[str, Any] = {"seed": seed, "device": device}
+    flags["space"] = {"name": space} if isinstance(space, str) else None
+    flags["method"] = {"name": method} if isinstance(method, str) else None
+    source = str(data) if isinstance(data, str | os.PathLike) else None
+    flags["data"] = {k: v for k, v in (("source", source), ("limit", limit)) if v is not None} or None
+    base = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
+    given = merge(base, {k: v for k, v in flags.items() if v is not None}, overrides(set))
+    settings = settle(
+        given,
+        space=space if isinstance(space, Space) else None,
+        method=None if isinstance(method, str) else method,
+    )
+    if settings.method.space != settings.space:
+        raise ConfigError(
+            f"the method was made for space {settings.method.space.name!r}, the search is in {settings.space.name!r}"
+        )
+    on = resolve_device(settings.device)
+    examples = _examples(data, settings)
+    partition = split(examples, settings.data)
+    n_training = sum(size for name, size in partition.sizes.items() if name != "test")
+    settings = small_data_sizes(settings, n_training, given)
+    names = tuple(dict.fromkeys((*settings.method.splits, "selection")))
+    splits = splits_on(examples, partition, names, config=settings.data, device=on)
+    return Job(settings, examples, partition, on, splits)
+
+
+def _examples(data: Any, settings: Settings) -> Examples:
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, tuple):
+        return as_examples(np.asarray(data[0]), np.asarray(data[1]), layout=settings.data.layout)
+    return load(settings.data)
