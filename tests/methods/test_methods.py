@@ -6,7 +6,7 @@ import torch
 from bayesarch.engine import Clock, Observer, pack
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, concentration
-from bayesarch.methods import BPNAS, METHODS, BPNASConfig, DrNAS, DrNASConfig
+from bayesarch.methods import BPNAS, METHODS, BPNASConfig
 from bayesarch.methods.bilevel import AlphaConfig, bilevel_step, default_lr, fresh_logits
 from bayesarch.methods.single import found, live_table, simplices
 from bayesarch.posteriors import MeanField
@@ -298,16 +298,37 @@ def test_before_the_end_the_posterior_is_the_dirichlet_means(tmp_path):
     assert posterior.weights()["1<-0"]["none"] == pytest.approx(2 / 6)
 
 
-def test_kl_anchor_replaces_weight_decay():
-    assert DrNAS(TOY, DrNASConfig(anchor="kl")).config.alpha_decay == 0.0
-    assert DrNAS(TOY, DrNASConfig(anchor="l2")).config.alpha_decay == 1e-3
-    method = DrNAS(TOY, DrNASConfig(anchor="kl", kl_weight=2.0))
+@pytest.mark.parametrize("name", ["drnas", "bpnas"])
+def test_kl_anchor_replaces_weight_decay(name):
+    make, config = METHODS[name]
+    assert make(TOY, config(anchor="kl")).config.alpha_decay == 0.0
+    assert make(TOY, config(anchor="l2")).config.alpha_decay == 1e-3
+    live = torch.ones(9, dtype=torch.bool)
+    live[4] = False
     a = torch.linspace(-1, 1, 9)
     expected = 0.0
-    for row in concentration(a).view(3, 3):
-        one = torch.distributions.Dirichlet(torch.ones(3))
-        expected += 2.0 * float(torch.distributions.kl_divergence(torch.distributions.Dirichlet(row), one))
-    assert float(method._kl(a)) == pytest.approx(expected, rel=1e-5)
+    for group in ([0, 1, 2], [3, 5], [6, 7, 8]):
+        beta = concentration(a[group])
+        flat = torch.distributions.Dirichlet(torch.ones_like(beta))
+        expected += 2.0 * float(torch.distributions.kl_divergence(torch.distributions.Dirichlet(beta), flat))
+    choices = simplices(TOY, live, "cpu")
+    assert float(config(anchor="kl", kl_weight=2.0).penalty(choices, a)) == pytest.approx(expected, rel=1e-5)
+    assert float(config(anchor="l2", kl_weight=2.0).penalty(choices, a)) == 0.0
+
+
+def test_the_kl_anchor_pulls_beliefs_back(tmp_path):
+    """With a heavy anchor the weights end closer to flat than with none."""
+    distances = []
+    for weight in (0.0, 10.0):
+        engine = make_engine(
+            tmp_path / str(weight), method="drnas", epochs=4, settings={"anchor": "kl", "kl_weight": weight}
+        )
+        engine.method.finished = lambda state: False
+        for _ in range(4):
+            engine._round()
+        means = engine.method.gates(engine.state)[0, 0]
+        distances.append(float((means - 1 / 3).norm()))
+    assert distances[1] < 0.5 * distances[0]
 
 
 def test_a_settled_choice_draws_nothing(tmp_path):

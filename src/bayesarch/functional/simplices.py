@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bayesarch.functional.dirichlet import kl_to_uniform
 from bayesarch.functional.random import dirichlet_rsample
 
 __all__ = ["Simplices"]
@@ -73,6 +74,11 @@ class Simplices:
         """
         rows = [weights[group] - 1.0 / len(group) for group in self.live_columns]
         return torch.stack([torch.linalg.vector_norm(row) for row in rows])
+
+    def kl_to_uniform(self, beta: Tensor) -> Tensor:
+        """Return the sum over choices of KL(Dir(beta_m) || Dir(1)) on live options, in nats, shape ()."""
+        parts = [kl_to_uniform(beta[group]).sum() for group in self.groups]
+        return torch.stack(parts).sum() if parts else beta.new_zeros(())
 
     def entropy(self, weights: Tensor) -> Tensor:
         """Return the entropy in nats of each choice's weights, shape (M,)."""

@@ -7,7 +7,7 @@ architecture gradients.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -17,9 +17,10 @@ from torch.optim.adam import adam
 
 from bayesarch.config import Config
 from bayesarch.data import Batch
+from bayesarch.functional import Simplices, concentration
 from bayesarch.nets import Supernet
 
-__all__ = ["AlphaConfig", "Logits", "bilevel_step", "default_lr", "fresh_logits"]
+__all__ = ["AlphaConfig", "DirichletConfig", "Logits", "bilevel_step", "default_lr", "fresh_logits"]
 
 
 class AlphaConfig(Config):
@@ -33,6 +34,25 @@ class AlphaConfig(Config):
     """Adam's averaging coefficients."""
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs in which only weights are trained."""
+
+
+class DirichletConfig(AlphaConfig):
+    """How the free parameters of Dirichlet concentrations move."""
+
+    anchor: Literal["l2", "kl"] = "l2"
+    """What holds concentrations near the flat simplex: Adam's weight decay, or KL(Dir(beta) || Dir(1))."""
+    kl_weight: float = Field(default=1e-3, ge=0)
+    """Factor of the KL anchor, nats per example."""
+
+    def anchored(self) -> Self:
+        """Return the settings with one anchor only: no weight decay beside the KL."""
+        return self if self.anchor == "l2" else self.model_copy(update={"alpha_decay": 0.0})
+
+    def penalty(self, choices: Simplices, a: Tensor) -> Tensor:
+        """Return the anchor's term of the architecture loss, nats per example, shape ()."""
+        if self.anchor == "l2":
+            return a.new_zeros(())
+        return self.kl_weight * choices.kl_to_uniform(concentration(a))
 
 
 def default_lr(config: AlphaConfig, steps_per_epoch: int) -> float:

@@ -30,7 +30,7 @@ from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting, batch_statistics, conditional_losses, score
 from bayesarch.functional import Streams, concentration
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, prune_order
-from bayesarch.methods.bilevel import AlphaConfig, Logits, bilevel_step, default_lr, fresh_logits
+from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
 from bayesarch.methods.single import argmax_live, belief_record, found, live_table, rows, simplices
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode, MeanField
@@ -39,7 +39,7 @@ from bayesarch.spaces import Space
 __all__ = ["BPNAS", "BPNASConfig", "BPNASState"]
 
 
-class BPNASConfig(AlphaConfig):
+class BPNASConfig(DirichletConfig):
     """Settings of BPNAS."""
 
     delta: float = Field(default=0.05, gt=0)
@@ -109,7 +109,7 @@ class BPNAS:
     state_type = BPNASState
 
     def __init__(self, space: Space, config: BPNASConfig | None = None) -> None:
-        self.space, self.config = space, config or BPNASConfig()
+        self.space, self.config = space, (config or BPNASConfig()).anchored()
 
     def init(self, setting: Setting, *, streams: Streams) -> BPNASState:
         """Return nearly flat beliefs over all options."""
@@ -145,7 +145,7 @@ class BPNAS:
             config=self.config,
             lr=state.lr,
             moving=not choices.settled and clock.epoch >= self.config.warmup_epochs,
-            penalty_fn=self._macs_penalty(state, net) if self.config.macs_prior else None,
+            penalty_fn=self._penalty(state, net),
         )
         return replace(state, **vars(logits)), info
 
@@ -232,11 +232,13 @@ class BPNAS:
     def _means(self, state: BPNASState) -> Tensor:
         return simplices(self.space, state.live, state.a.device).mean(concentration(state.a))
 
-    def _macs_penalty(self, state: BPNASState, net: Supernet) -> Callable[[Tensor], Tensor]:
-        """Return parameters -> expected cost under the prior exp(-c MACs), nats per example."""
+    def _penalty(self, state: BPNASState, net: Supernet) -> Callable[[Tensor], Tensor]:
+        """Return parameters -> anchor plus expected cost under the prior exp(-c MACs), nats per example."""
         choices = simplices(self.space, state.live, state.a.device)
+        if self.config.macs_prior == 0:
+            return lambda a: self.config.penalty(choices, a)
         charge = self.config.macs_prior * 1e-6 * net.option_macs.to(state.a) / state.n_architecture
-        return lambda a: (choices.mean(concentration(a)) * charge).sum()
+        return lambda a: self.config.penalty(choices, a) + (choices.mean(concentration(a)) * charge).sum()
 
     def _settle_inactive(self, state: BPNASState, net: Supernet, clock: Clock) -> BPNASState:
         """Return the state with every choice on no path settled on its zero option, or the cheapest that is live."""

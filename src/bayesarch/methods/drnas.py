@@ -6,16 +6,15 @@ search. This is the smallest complete method: copy it to add your own.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting
-from bayesarch.functional import Streams, concentration, kl_to_uniform
-from bayesarch.methods.bilevel import AlphaConfig, Logits, bilevel_step, default_lr, fresh_logits
+from bayesarch.functional import Streams, concentration
+from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
 from bayesarch.methods.single import argmax_live, belief_record, rows, simplices
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, MeanField
@@ -24,13 +23,8 @@ from bayesarch.spaces import Space
 __all__ = ["DrNAS", "DrNASConfig", "DrNASState"]
 
 
-class DrNASConfig(AlphaConfig):
+class DrNASConfig(DirichletConfig):
     """Settings of DrNAS."""
-
-    anchor: Literal["l2", "kl"] = "l2"
-    """What holds concentrations near the flat simplex: Adam's weight decay, or KL(Dir(beta) || Dir(1))."""
-    kl_weight: float = Field(default=1e-3, ge=0)
-    """Factor of the KL anchor, nats per example."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,7 @@ class DrNAS:
     state_type = DrNASState
 
     def __init__(self, space: Space, config: DrNASConfig | None = None) -> None:
-        self.space = space
-        base = config or DrNASConfig()
-        self.config = base if base.anchor == "l2" else base.model_copy(update={"alpha_decay": 0.0})
+        self.space, self.config = space, (config or DrNASConfig()).anchored()
 
     def init(self, setting: Setting, *, streams: Streams) -> DrNASState:
         """Return nearly flat beliefs."""
@@ -95,7 +87,7 @@ class DrNAS:
             config=self.config,
             lr=state.lr,
             moving=not choices.settled and clock.epoch >= self.config.warmup_epochs,
-            penalty_fn=self._kl if self.config.anchor == "kl" else None,
+            penalty_fn=lambda a: self.config.penalty(choices, a),
         )
         return replace(state, **vars(logits)), info
 
@@ -139,8 +131,3 @@ class DrNAS:
 
     def _means(self, state: DrNASState) -> Tensor:
         return simplices(self.space, state.live, state.a.device).mean(concentration(state.a))
-
-    def _kl(self, a: Tensor) -> Tensor:
-        beta = concentration(a)
-        groups = [beta[list(self.space.columns(position))] for position in range(len(self.space.choices))]
-        return self.config.kl_weight * torch.stack([kl_to_uniform(group) for group in groups]).sum()
