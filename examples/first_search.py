@@ -1,4 +1,4 @@
-"""A search on the built-in digits, then a plain network out of it. About half a minute on a laptop.
+"""A search on the built-in digits, then a plain network out of it.
 
 python examples/first_search.py
 """
