@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
-from bayesarch.data import DataConfig, load, split, splits_on
+from bayesarch.data import SEARCH_SPLITS, DataConfig, load, split, splits_on
 from bayesarch.engine import Engine, EngineConfig, Observer, Setting
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
-from bayesarch.spaces import SPACES
+from bayesarch.spaces import NO_LIMITS, SPACES
 
 
 def make_engine(  # noqa: PLR0913 - a test names what it needs
     folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
-    settings=None, **engine
+    settings=None, limits=NO_LIMITS, **engine
 ) -> Engine:  # fmt: skip
     """Return an engine at its beginning."""
     data_config, device = DataConfig(source=source, limit=limit), torch.device("cpu")
@@ -31,12 +31,12 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
         generator=streams["init"],
     ).to(memory_format=torch.channels_last)
     steps = partition.sizes["weights"] // config.batch_size
-    setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device)
+    setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device, limits)
     return Engine(
         method=made,
         net=net,
         state=made.init(setting, streams=streams),
-        data=splits_on(examples, partition, (*made.splits, "selection"), config=data_config, device=device),
+        data=splits_on(examples, partition, SEARCH_SPLITS, config=data_config, device=device),
         config=config,
         streams=streams,
         checkpoint=folder / "last.safetensors",

@@ -23,7 +23,7 @@ def naive_forward(net: Supernet, images: torch.Tensor, gates: torch.Tensor) -> t
 
 def naive_cell(cell: MixedCell, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """Return a cell's output; gates (B, G)."""
-    space = cell.space
+    space, width = cell.space, cell.width
     nodes = {node: torch.zeros_like(x) for node in cell.order}
     for node in space.inputs:
         nodes[node] = x
@@ -33,8 +33,15 @@ def naive_cell(cell: MixedCell, x: torch.Tensor, gates: torch.Tensor) -> torch.T
                 continue
             for g, name in zip(space.columns(position), choice.options, strict=True):
                 if cell.live[g]:
-                    out = naive_option(cell, choice.source, g, name, nodes[choice.source])
+                    source = nodes[choice.source]
+                    out = torch.cat(
+                        [naive_option(cell, choice.source, g, name, source[:, :width]), source[:, width:]], 1
+                    )
                     nodes[target] = nodes[target] + gates[:, g].view(-1, 1, 1, 1) * out
+        if width < cell.channels and target not in space.inputs:
+            b, c, h, w = nodes[target].shape
+            groups = nodes[target].view(b, c // width, width, h, w)  # channel shuffle as published
+            nodes[target] = groups.transpose(1, 2).reshape(b, c, h, w)
     return sum(nodes[node] for node in space.outputs)
 
 

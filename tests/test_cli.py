@@ -204,7 +204,9 @@ def test_public_names():
         "open_run", "resume", "search", "SPACES",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
-    assert set(ba.METHODS) == {"bpnas", "drnas", "darts"}
+    assert set(ba.METHODS) == {
+        "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "random"
+    }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ba.nothing
 

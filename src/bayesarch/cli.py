@@ -40,11 +40,15 @@ def search(
         str | None, typer.Option(help="digits, planted, an .npz file or a folder of images [digits]")
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space [nb201]")] = None,
-    method: Annotated[str | None, typer.Option(help="bpnas, drnas or darts [bpnas]")] = None,
+    method: Annotated[str | None, typer.Option(help="bpnas, drnas, darts, gdas, random, ... [bpnas]")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
     out: Annotated[str | None, typer.Option(help="Run folder [runs/<data>-<space>-<method>-s<seed>]")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many training examples")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="Most MACs of the found network, such as 2.5M")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Most parameters of the found network")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds of it for one image, here")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Be done after so long, with the best so far")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as method.delta=0.1")
@@ -53,7 +57,13 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search an architecture: train a supernet, decide its cell, write a run folder and a report."""
+    from bayesarch.workflows.limits import in_full
+
     asked: dict[str, Any] = {
+        "max_macs": in_full(max_macs, "--max-macs"),
+        "max_params": in_full(max_params, "--max-params"),
+        "max_latency_ms": max_latency_ms,
+        "max_minutes": max_minutes,
         "space": space,
         "method": method,
         "seed": seed,
@@ -111,7 +121,7 @@ def show(
     classes: Annotated[int, typer.Option(help="Classes to price it at")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Print the final table of a finished run; or what an architecture is and costs."""
+    """Print the final table of a run, or the best so far; or what an architecture is and costs."""
     from bayesarch.terminal import print_architecture, print_summary
     from bayesarch.workflows.run import open_run
 
@@ -122,6 +132,12 @@ def show(
         _print_json(record) if as_json else print_architecture(record)
         return
     opened = open_run(run)
+    if not opened.folder.has("summary.json") and opened.best is not None:
+        from bayesarch.terminal import status_line
+
+        record = {"state": opened.status["state"], "best": str(opened.best), "rounds": len(opened.metrics)}
+        _print_json(record) if as_json else print(f"{status_line(opened)}\nbest so far: {opened.best}")
+        return
     _print_json({**opened.summary, "posterior": opened.posterior.to_json()}) if as_json else print_summary(opened)
 
 

@@ -169,6 +169,7 @@ def print_summary(run: Any) -> None:
                  f"{times['latency_ms']:.2f} ms for one image"),
         ("accuracy", f"{summary['selection_accuracy']:.4f} on the selection split (n = {summary['selection_n']}), "
                      "weights inherited from the search"),
+        *_more_lines(summary),
         ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {_duration(times['seconds'])}"
                    + _fired(summary.get("fired_by"))),
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
@@ -178,10 +179,25 @@ def print_summary(run: Any) -> None:
         console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
 
 
+def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines that only some runs have: another metric, and limits with what was measured."""
+    lines = []
+    if summary.get("metric", "accuracy") != "accuracy":
+        lines.append(
+            ("metric", f"{summary['metric_value']:.4f} {summary['metric'].replace('_', ' ')}, selection split")
+        )
+    for name, row in summary.get("limits", {}).items():
+        lines.append(("limit", f"{name} {row['found']:,.6g}, allowed {row['allowed']:,.6g}"))
+    return lines
+
+
 def _fired(counts: dict[str, int] | None) -> str:
     if not counts:
         return ""
-    return f"; {counts['threshold']} prunings by threshold, {counts['inactive']} inactive, {counts['cap']} by the cap"
+    return (
+        f"; {counts['threshold']} prunings by threshold, {counts['inactive']} inactive, {counts['cap']} by the cap"
+        + (f", {counts['limits']} by the limits" if counts.get("limits") else "")
+    )
 
 
 def _caveat(word: str) -> str:

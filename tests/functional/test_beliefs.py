@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Dirichlet, kl_divergence
 
-from bayesarch.functional import Simplices, concentration, cosine, dirichlet_rsample, kl_to_uniform
+from bayesarch.functional import Simplices, concentration, cosine, dirichlet_rsample, kl_to_uniform, linear
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, log_prior, prune_order, relative_delta
 
 
@@ -161,3 +161,47 @@ def test_cosine():
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), 10, eta_min=0.01
     )
     assert torch_schedule.get_last_lr()[0] == pytest.approx(values[0])
+
+
+# --- Gumbel draws ----------------------------------------------------------------------------------------------------
+
+CHOICES = Simplices([[0, 1, 2], [3, 4], [5]], torch.tensor([True] * 6))
+LOGITS = torch.tensor([0.3, -1.0, 1.2, 2.0, 0.0, 7.0], dtype=torch.float64)
+
+
+def test_straight_through_draws_are_one_hot_with_softmax_frequencies(generator):
+    draws = torch.stack([CHOICES.straight_through(LOGITS, 0.7, generator=generator) for _ in range(4000)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert bool((draws[:, :3].sum(1) == 1).all())
+    assert bool((draws[:, 5] == 1).all())
+    expected = CHOICES.softmax(LOGITS)
+    error = (expected * (1 - expected) / 4000).sqrt().clamp(min=1e-9)
+    assert bool(((draws.mean(0) - expected).abs() < 4 * error).all())
+
+
+def test_straight_through_has_the_gradient_of_the_relaxed_draw():
+    """The same noise in both; the gradient of any function of the draw is that of the soft one."""
+    weights = torch.tensor([0.2, -0.5, 1.0, 0.4, 0.1, 3.0], dtype=torch.float64)
+    grads = []
+    for draw in (CHOICES.relaxed, CHOICES.straight_through):
+        leaf = LOGITS.clone().requires_grad_()
+        value = draw(leaf, 0.7, generator=torch.Generator().manual_seed(5))
+        grads.append(torch.autograd.grad((weights * value).sum(), leaf)[0])
+    assert torch.allclose(*grads)
+    assert float(grads[0][:5].abs().max()) > 0.01
+    assert float(grads[0][5]) == 0.0
+
+
+def test_relaxed_draws_lie_on_the_simplex_and_sharpen(generator):
+    for tau in (10.0, 1.0, 1e-3):
+        value = CHOICES.relaxed(LOGITS, tau, generator=generator)
+        assert float(value[:3].sum()) == pytest.approx(1.0)
+        assert float(value[3:5].sum()) == pytest.approx(1.0)
+    assert float(value.max(0).values) > 1 - 1e-6  # the last, nearly one-hot
+    flat = torch.stack([CHOICES.relaxed(LOGITS, 1e4, generator=generator) for _ in range(20)])
+    assert float((flat[:, :3] - 1 / 3).abs().max()) < 1e-2
+
+
+def test_linear_schedule():
+    assert [linear(e, 4, 10.0, 0.0) for e in (-1, 0, 1, 2, 4, 9)] == [10.0, 10.0, 7.5, 5.0, 0.0, 0.0]
+    assert linear(0, 0, 10.0, 0.1) == pytest.approx(0.1)

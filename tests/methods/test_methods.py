@@ -234,7 +234,7 @@ def test_the_cap_takes_the_argmax_and_says_so(tmp_path):
     assert {by for _, _, by in removed(engine.state)} == {"cap"}
     assert len(removed(engine.state)) == 24
     summary = engine.method.summary(engine.state)
-    assert summary["fired_by"] == {"threshold": 0, "inactive": 0, "cap": 24}
+    assert summary["fired_by"] == {"threshold": 0, "inactive": 0, "limits": 0, "cap": 24}
     assert "made 24 of 24 decisions" in summary["warnings"][0]
     fired = [{**record, "fired_by": "threshold"} for record in engine.state.prunings[:22]]
     mostly = replace(engine.state, prunings=(*fired, *engine.state.prunings[22:]))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayesarch.nets import Supernet
+from bayesarch.nets import Supernet, architecture_cost
 from bayesarch.spaces import NB201, SPACES, Architecture
 from bayesarch.testing import check_supernet, tricky_space
 from naive import naive_forward
@@ -20,15 +20,18 @@ def test_contract_on_the_tricky_space():
     check_supernet(tricky_space())
 
 
-def double_net(generator, cells=2):
-    net = Supernet(NB201, input_shape=(2, 6, 6), classes=3, sizes={"channels": 3, "cells": cells}, generator=generator)
+def double_net(generator, cells=2, channels=3):
+    sizes = {"channels": channels, "cells": cells}
+    net = Supernet(NB201, input_shape=(2, 6, 6), classes=3, sizes=sizes, generator=generator)
     return net.double().train()
 
 
 @pytest.mark.parametrize("form", ["shared", "per copy", "per example", "per example and copy"])
 @pytest.mark.parametrize("pruned", [False, True])
-def test_outputs_and_all_gradients_equal_the_naive_network(form, pruned, generator):
-    net = double_net(generator)
+@pytest.mark.parametrize("partial", [1, 2])
+def test_outputs_and_all_gradients_equal_the_naive_network(form, pruned, partial, generator):
+    net = double_net(generator, channels=4)
+    net.resize(partial, generator=generator)
     if pruned:  # leaves stacks of one row and of several
         net.prune(torch.rand(30, generator=generator) < 0.6)
     shape = {
@@ -144,3 +147,61 @@ def test_init_stream_decides_the_weights():
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- partial channels, and what is counted ---------------------------------------------------------------------------
+
+
+def test_the_first_width_is_fresh_and_later_ones_are_copies(generator):
+    net = double_net(generator, cells=1, channels=8)
+    assert net.resize(4, generator=generator) == {}
+    assert net.partial == 4
+    narrow = {name: p.detach().clone() for name, p in net.named_parameters() if ".weights." in name}
+    assert {tuple(p.shape[:2]) for p in narrow.values()} == {(2, 2), (4, 4), (8, 8)}  # stages of 8, 16, 32 channels
+    net(torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=generator), torch.full((1, 1, 30), 0.2).double())
+    means = {
+        name: buffer.clone()
+        for name, buffer in net.named_buffers()
+        if ".stacks." in name and name.endswith("running_mean")
+    }
+    grown = net.resize(2, generator=generator)
+    assert grown.keys() == narrow.keys()
+    for name, parameter in net.named_parameters():
+        if name in grown:
+            outs, ins = grown[name]
+            width = len(narrow[name])
+            assert outs[:width].tolist() == list(range(width)), "old channels keep their place"
+            assert parameter.shape[:2] == (2 * width, 2 * width)
+            assert torch.equal(parameter, narrow[name][outs][:, ins])
+    for name, buffer in net.named_buffers():
+        if name in means:
+            assert buffer.shape[1] == 2 * means[name].shape[1]
+            assert torch.equal(buffer[:, : means[name].shape[1]], means[name])
+
+
+def test_a_network_of_partial_channels_is_not_inherited(generator):
+    net = double_net(generator, channels=4)
+    arch = Architecture.parse("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|", NB201)
+    net.resize(2, generator=generator)
+    with pytest.raises(ValueError, match="resize"):
+        net.inherit(arch)
+    net.resize(1, generator=generator)
+    net.eval()
+    images = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=generator)
+    assert torch.allclose(net.inherit(arch)(images), net(images, net.one_hot(arch)))
+
+
+def test_work_is_counted_from_what_is_computed(generator):
+    net = double_net(generator)
+    arch = Architecture.parse("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|", NB201)
+    images = torch.zeros(5, 2, 6, 6, dtype=torch.float64)
+    gates = net.one_hot(arch)
+    net(images, gates, frozenset(arch.columns))
+    cost = architecture_cost(arch, sizes=net.sizes, input_shape=(2, 6, 6), classes=3)
+    assert (net.images_seen, net.macs_spent) == (5, 5 * cost.macs)
+    net(images, gates)
+    every = cost.macs + int(net.option_macs.sum()) - sum(int(net.option_macs[g]) for g in arch.columns)
+    assert (net.images_seen, net.macs_spent) == (10, 5 * cost.macs + 5 * every)
+    net.prune(gates[0, 0] > 0)
+    net(images, gates)
+    assert net.macs_spent == 10 * cost.macs + 5 * every

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bayesarch.errors import RunError
-from bayesarch.posteriors import ConditionalsAtMode, MeanField, from_json, word
-from bayesarch.spaces import NB201, TOY, Architecture
+from bayesarch.posteriors import ConditionalsAtMode, Listed, MeanField, WithinLimits, from_json, jeffreys, word
+from bayesarch.spaces import NB201, TOY, Architecture, Limits
 from bayesarch.testing import check_posterior
 
 TABLE = [[0.2, 0.5, 0.3], [0.0, 0.9, 0.1], [0.6, 0.3, 0.1]]
@@ -103,3 +103,81 @@ def test_records_are_checked():
 def test_only_what_is_calibrated_is_called_a_probability():
     assert word(MeanField(TOY, TABLE)) == "relative weight"
     assert word(MeanField(TOY, TABLE, calibrated=True)) == "probability"
+
+
+# --- listed, and within limits ---------------------------------------------------------------------------------------
+
+
+def toy(*picks):
+    return Architecture(TOY, tuple((i,) for i in picks))
+
+
+@pytest.mark.parametrize("kind", ["exact", "candidates", "recurrence"])
+def test_listed_contract(kind):
+    rng = np.random.default_rng(1)
+    everything = [Architecture(TOY, picks) for picks in TOY.all_picks()]
+    check_posterior(Listed(list(zip(everything, rng.dirichlet(np.ones(27)), strict=True)), kind=kind))
+    check_posterior(Listed([(toy(0, 1, 2), 3.0), (toy(1, 1, 2), 1.0), (toy(0, 1, 2), 1.0)], kind=kind))
+
+
+def test_listed_joins_scales_and_refuses():
+    posterior = Listed([(toy(0, 1, 2), 3.0), (toy(1, 1, 2), 1.0), (toy(0, 1, 2), 1.0)], kind="candidates")
+    assert posterior.members == [(toy(0, 1, 2), 0.8), (toy(1, 1, 2), 0.2)]
+    assert posterior.weights()["1<-0"] == pytest.approx({"none": 0.8, "skip": 0.2, "product": 0.0})
+    assert posterior.log_prob(toy(2, 2, 2)) == -math.inf
+    for bad in ([], [(toy(0, 0, 0), -1.0)], [(toy(0, 0, 0), math.nan)], [(toy(0, 0, 0), 0.0)]):
+        with pytest.raises(ValueError, match="weight"):
+            Listed(bad, kind="candidates")
+    with pytest.raises(ValueError, match="repeated runs"):
+        posterior.intervals()
+
+
+def test_recurrence_counts_runs():
+    found = [toy(0, 1, 2)] * 6 + [toy(0, 1, 1)] * 3 + [toy(1, 1, 2)]
+    posterior = Listed.recurrence(found)
+    check_posterior(posterior)
+    assert posterior.mode() == toy(0, 1, 2)
+    assert posterior.weights()["1<-0"] == pytest.approx({"none": 0.9, "skip": 0.1, "product": 0.0})
+    assert posterior.intervals()["1<-0"]["none"] == jeffreys(9, 10)
+    assert posterior.intervals()["2<-0"]["skip"] == jeffreys(10, 10)
+    again = from_json(posterior.to_json())
+    assert again.votes == 10
+    assert again.intervals() == posterior.intervals()
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    # as tabled in Brown, Cai and DasGupta (2001), recalled
+    [(0, 7, 0.0, 0.292), (1, 7, 0.016, 0.501), (2, 7, 0.065, 0.648), (3, 7, 0.139, 0.766), (7, 7, 0.708, 1.0)],
+)
+def test_jeffreys_interval(k, n, low, high):
+    assert jeffreys(k, n, level=0.95) == pytest.approx((low, high), abs=2e-3)
+
+
+def test_jeffreys_interval_is_the_beta_quantile():
+    """By Monte Carlo: the share of draws of the Beta posterior inside is the level."""
+    draws = np.random.default_rng(0).beta(7.5, 13.5, size=200_000)
+    low, high = jeffreys(7, 20, level=0.9)
+    assert np.mean(draws < low) == pytest.approx(0.05, abs=2e-3)
+    assert np.mean(draws > high) == pytest.approx(0.05, abs=2e-3)
+
+
+LIMITS = Limits(("cost",), (3.0,), (1.0,), ((0.0, 1.0, 2.0) * 3,))
+
+
+def test_within_limits_is_the_product_conditioned():
+    posterior, product = WithinLimits(TOY, TABLE, LIMITS), MeanField(TOY, TABLE)
+    check_posterior(posterior)
+    allowed = [a for a in map(lambda p: Architecture(TOY, p), TOY.all_picks()) if sum(i for (i,) in a.picks) <= 2]
+    mass = sum(math.exp(product.log_prob(a)) for a in allowed)
+    for arch in (Architecture(TOY, picks) for picks in TOY.all_picks()):
+        expected = product.log_prob(arch) - math.log(mass) if arch in allowed else -math.inf
+        assert posterior.log_prob(arch) == pytest.approx(expected)
+    assert posterior.mode() == max(allowed, key=product.log_prob)
+    assert product.mode() == toy(1, 1, 0)
+    assert WithinLimits(TOY, TABLE, Limits(("cost",), (2.0,), (1.0,), LIMITS.costs)).mode() == toy(0, 1, 0)
+
+
+def test_within_limits_that_nothing_keeps():
+    with pytest.raises(ValueError, match="no architecture"):
+        WithinLimits(TOY, TABLE, Limits(("cost",), (0.5,), (1.0,), LIMITS.costs))

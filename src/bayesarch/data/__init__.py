@@ -13,12 +13,14 @@ from bayesarch.data.pipeline import splits_on as splits_on
 from bayesarch.data.sources import DATASETS as DATASETS
 from bayesarch.data.sources import DataConfig as DataConfig
 from bayesarch.data.sources import load as load
+from bayesarch.data.splits import SEARCH_SPLITS as SEARCH_SPLITS
 from bayesarch.data.splits import SPLITS as SPLITS
 from bayesarch.data.splits import Partition as Partition
 from bayesarch.data.splits import split as split
 
 __all__ = [
     "DATASETS",
+    "SEARCH_SPLITS",
     "SPLITS",
     "Batch",
     "DataConfig",

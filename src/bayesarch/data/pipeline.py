@@ -19,10 +19,14 @@ __all__ = ["Batch", "Feeder", "Split", "splits_on"]
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) as float32, channels last, and labels (B,) as int64."""
+    """Images (B, C, H, W) as float32, channels last, and labels (B,) as int64.
+
+    `weights` (B,): how much each example counts in a loss, 1 on average; None: all the same.
+    """
 
     images: Tensor
     labels: Tensor
+    weights: Tensor | None = None
 
 
 class Split:
@@ -35,6 +39,7 @@ class Split:
         mean: per channel, in the images' own units.
         std: likewise, > 0.
         device: where batches are made.
+        class_weights: how much an example of each class counts in a loss, shape (K,); None: all the same.
     """
 
     def __init__(
@@ -46,7 +51,12 @@ class Split:
         mean: np.ndarray,
         std: np.ndarray,
         device: torch.device,
+        class_weights: np.ndarray | None = None,
     ) -> None:
+        self.device = device
+        self._class_weights = (
+            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32, device=device)
+        )
         self.side = images.shape[1], images.shape[2]
         self.pad = config.crop if config.crop is not None else min(self.side) // 8
         pad = ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0))
@@ -86,14 +96,16 @@ class Split:
             near_row = (self._rows - (centre[0] * self.side[0]).floor()).abs() * 2 <= self.cutout
             near_col = (self._cols - (centre[1] * self.side[1]).floor()).abs() * 2 <= self.cutout
             hole = near_row[:, None, :, None] & near_col[:, None, None, :]
-            batch = Batch(batch.images.masked_fill(hole, 0.0), batch.labels)
+            batch = batch._replace(images=batch.images.masked_fill(hole, 0.0))
         return batch
 
     def _gather(self, index: Tensor, rows: Tensor, cols: Tensor) -> Batch:
         """Return pixels rows x cols of the examples at `index`; rows (H,) or (B, H), cols likewise."""
         pixels = self.images[index[:, None, None], rows[..., :, None], cols[..., None, :]]
         images = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
-        return Batch(images.permute(0, 3, 1, 2), self.labels[index])
+        labels = self.labels[index]
+        weights = None if self._class_weights is None else self._class_weights[labels]
+        return Batch(images.permute(0, 3, 1, 2), labels, weights)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield all examples once, in order, without augmentation; at most `limit` batches.
@@ -165,8 +177,14 @@ def splits_on(
         std[std == 0] = 1.0
     elif reference.dtype == np.uint8:
         std = np.full(channels, 255.0)
+    class_weights = None
+    if config.class_weights == "balanced":
+        counts = np.bincount(partition.take(examples, "weights")[1], minlength=len(examples.classes))
+        class_weights = counts.sum() / (len(counts) * counts)
     made = {}
     for name in names:
         images, labels = partition.take(examples, name)
-        made[name] = Split(images, labels, config=config, mean=mean, std=std, device=device)
+        made[name] = Split(
+            images, labels, config=config, mean=mean, std=std, device=device, class_weights=class_weights
+        )
     return made

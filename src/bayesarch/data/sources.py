@@ -41,6 +41,13 @@ class DataConfig(Config):
     """Flip left and right at random; right for photographs, wrong for digits."""
     cutout: int = Field(default=0, ge=0)
     """Side of the random square that is blanked; 0: none."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """How much an example counts in every loss: all the same, or in inverse proportion to the size of its class."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    """What the result is reported by; for unbalanced classes a mean over classes: of recall, or of F1."""
+    bootstrap: int | None = Field(default=None, ge=0)
+    """Seed of a bootstrap: the weights and the architecture split are each drawn anew from themselves, with
+    replacement, class by class; null: as they are. `search --repeats` sets it."""
     normalise: bool = True
     """Subtract the mean and divide by the standard deviation of each channel (of the weights split)."""
 

@@ -16,9 +16,11 @@ from bayesarch.data.examples import Examples
 from bayesarch.data.sources import DataConfig
 from bayesarch.errors import DataError
 
-__all__ = ["SPLITS", "Partition", "split"]
+__all__ = ["SEARCH_SPLITS", "SPLITS", "Partition", "split"]
 
 SPLITS = ("weights", "architecture", "selection", "test")
+SEARCH_SPLITS = SPLITS[:3]
+"""What a search may see."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Partition:
 def split(examples: Examples, config: DataConfig) -> Partition:
     """Return the partition that `config` describes, the same for the same content and `split_seed`.
 
+    With `bootstrap`, weights and architecture splits hold repeated examples; they still never overlap.
+
     Every class is cut in the same shares, by largest remainder, at least one example each.
 
     Raises:
@@ -80,10 +84,20 @@ def split(examples: Examples, config: DataConfig) -> Partition:
         for part, chunk in zip(names, np.split(members, np.cumsum(_counts(len(members), shares))[:-1]), strict=True):
             parts[part].append(chunk)
     indices = {name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()}
+    if config.bootstrap is not None:
+        again = np.random.default_rng([config.bootstrap, 0xB007])
+        for name in ("weights", "architecture"):
+            indices[name] = _resampled(indices[name], examples.labels, again)
     if given_test:
         assert examples.test_labels is not None
         indices["test"] = np.arange(len(examples.test_labels))
     return Partition(indices, given_test)
+
+
+def _resampled(index: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return as many indices drawn from `index` with replacement, each class as large as before."""
+    members = [index[labels[index] == k] for k in np.unique(labels[index])]
+    return np.sort(np.concatenate([rng.choice(group, size=len(group)) for group in members]))
 
 
 def _counts(n: int, shares: np.ndarray) -> np.ndarray:

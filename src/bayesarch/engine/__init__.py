@@ -16,14 +16,17 @@ from bayesarch.engine.method import Info as Info
 from bayesarch.engine.method import Method as Method
 from bayesarch.engine.method import Setting as Setting
 from bayesarch.engine.method import State as State
+from bayesarch.engine.method import partial_of as partial_of
 from bayesarch.engine.place import EngineConfig as EngineConfig
 from bayesarch.engine.place import Interrupted as Interrupted
 from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
 from bayesarch.engine.score import Score as Score
+from bayesarch.engine.score import batch_loss as batch_loss
 from bayesarch.engine.score import batch_statistics as batch_statistics
 from bayesarch.engine.score import recalibrate as recalibrate
 from bayesarch.engine.score import score as score
+from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
     "Clock",
@@ -37,11 +40,14 @@ __all__ = [
     "Score",
     "Setting",
     "State",
+    "Weights",
     "autocast",
+    "batch_loss",
     "batch_statistics",
     "conditional_losses",
     "load_checkpoint",
     "pack",
+    "partial_of",
     "recalibrate",
     "resolve_device",
     "save_checkpoint",

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bayesarch.data import Feeder, Split
-from bayesarch.engine.score import batch_statistics, score
+from bayesarch.engine.score import batch_loss, batch_statistics, score
 from bayesarch.engine.weights import Weights
 from bayesarch.functional import Streams, cosine
 from bayesarch.nets import Supernet
@@ -99,5 +98,5 @@ def _train_reopened(
         batch = feeder.next()
         weights.zero()
         logits = wide(batch.images, wide.one_hot(arch), frozenset(arch.columns))
-        F.cross_entropy(logits, batch.labels).backward()
+        batch_loss(logits, batch).backward()
         weights.step(cosine(step, total, lr, 0.0))

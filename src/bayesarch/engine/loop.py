@@ -22,7 +22,7 @@ from torch import Tensor
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.engine.device import autocast
-from bayesarch.engine.method import Clock, Method
+from bayesarch.engine.method import Clock, Method, partial_of
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
@@ -67,6 +67,9 @@ class Engine:
         self.observer = observer or Observer()
         self.device = streams.device
         self.place = Place()
+        if partial_of(state) != net.partial:
+            net.resize(partial_of(state), generator=streams["init/resize"])
+        net.prune(state.live)
         self.weights = Weights(
             net,
             momentum=config.momentum,
@@ -85,7 +88,7 @@ class Engine:
         }
         self.steps_per_epoch = self.feeders[method.splits[0]].steps_per_pass
         self.round_steps = method.round_steps(self.steps_per_epoch)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._ticked = time.monotonic()
 
     def run(self) -> Self:
         """Go on from the current place to the end.
@@ -95,23 +98,27 @@ class Engine:
             NumericalError: when a loss is no longer finite; the last checkpoint is from before.
         """
         place, config = self.place, self.config
+        self._ticked = time.monotonic()
         if place.stage == "search":
-            while self._stage_steps() < config.epochs * self.steps_per_epoch and not self.method.finished(self.state):
+            while not (self._capped() or self.method.finished(self.state) or self._late()):
                 self._round()
-            self.state = self.method.conclude(self.state)
-            self._reconcile()
             place.closing_lr = self._lr()
+            self.state = self.method.conclude(self.state)
+            if self.net.partial != partial_of(self.state):
+                place.closing_lr = config.lr  # channels that were copied have to part again
+            self._reconcile()
             place.stage, place.rounds = "closing", 0
         if place.stage == "closing":
-            while self._stage_steps() < config.closing_epochs * self.steps_per_epoch:
+            while self._stage_steps() < config.closing_epochs * self.steps_per_epoch and not self._late():
                 self._round()
             recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
             place.stage, place.rounds = "examine", 0
             self.save()
         if place.stage == "examine":
             self.observer.on_step(place)
-            with autocast(self.device, config.precision):
-                self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
+            if not self._late():
+                with autocast(self.device, config.precision):
+                    self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
             place.stage = "done"
             self.save()
         return self
@@ -137,9 +144,10 @@ class Engine:
             self.state, info = self.method.boundary(
                 self.state, self.net, self.data, streams=self.streams, clock=self._clock()
             )
-        pruned = self._reconcile()
-        if pruned:
+        changed = self._reconcile()
+        if changed:
             recalibrate(self.net, self._gates(), self.data["weights"], batch_size=self.config.batch_size)
+        self._account()
         means = {name: float(value) / self.round_steps for name, value in place.sums.items()}
         place.rounds, place.step, place.sums = place.rounds + 1, 0, {}
         selection = self.selection(limit=self.config.score_batches)
@@ -153,9 +161,13 @@ class Engine:
             "selection_loss": selection.loss,
             "selection_accuracy": selection.accuracy,
             "live_options": int(self.state.live.sum()),
+            "best": str(self.method.posterior(self.method.conclude(self.state)).mode()),
+            "images": place.images,
+            "forward_macs": place.macs,
             **info,
             "seconds": time.monotonic() - started,
         }
+        self._tick()
         place.records += 1
         self.observer.on_round(record)
         self.save()
@@ -176,14 +188,48 @@ class Engine:
             place.sums[name] = place.sums[name] + value if name in place.sums else value
         place.step += 1
         place.steps += 1
+        self._tick()
 
     def _reconcile(self) -> bool:
-        """Bring network and optimiser in line with `state.live`; return whether anything was removed."""
-        if torch.equal(self.net.live, self.state.live):
+        """Bring network and optimiser in line with the state; return whether anything was removed or resized."""
+        changed = False
+        if not torch.equal(self.net.live, self.state.live):
+            self.net.prune(self.state.live)
+            self.weights.reconcile()
+            changed = True
+        partial = partial_of(self.state)
+        if partial != self.net.partial:
+            before = self.weights.state()
+            self.weights.grow(before, self.net.resize(partial, generator=self.streams["init/resize"]))
+            changed = True
+        return changed
+
+    def _account(self) -> None:
+        """Move the network's count of work into the place."""
+        self.place.images += self.net.images_seen
+        self.place.macs += self.net.macs_spent
+        self.net.images_seen = self.net.macs_spent = 0
+
+    def _tick(self) -> None:
+        """Add the time since the last tick to the place."""
+        now = time.monotonic()
+        self.place.seconds += now - self._ticked
+        self._ticked = now
+
+    def _capped(self) -> bool:
+        return self._stage_steps() >= self.config.epochs * self.steps_per_epoch
+
+    def _late(self) -> bool:
+        """Return whether the time allowed is over; while searching, the closing epochs' share is set aside, and what
+        is measured at the end is left out where less than a tenth is left.
+        """
+        if self.config.max_minutes is None:
             return False
-        self.net.prune(self.state.live)
-        self.weights.reconcile()
-        return True
+        allowed, place = 60 * self.config.max_minutes, self.place
+        if place.stage == "search" and place.rounds:
+            epochs = self._stage_steps() / self.steps_per_epoch
+            allowed -= min(self.config.closing_epochs * place.seconds / epochs, 0.5 * allowed)
+        return place.seconds >= (0.9 * allowed if place.stage == "examine" else allowed)
 
     def _check(self) -> None:
         """Stop where a running sum is no longer finite.
@@ -204,7 +250,10 @@ class Engine:
         place, config = self.place, self.config
         done = self._stage_steps()
         if place.stage == "search":
-            return cosine(done, config.epochs * self.steps_per_epoch, config.lr, config.lr_min)
+            total, progress = config.epochs * self.steps_per_epoch, float(done)
+            if config.max_minutes is not None:  # so that the schedule ends when the time does
+                progress = max(progress, total * place.seconds / (60 * config.max_minutes))
+            return cosine(progress, total, config.lr, config.lr_min)
         total = max(config.closing_epochs * self.steps_per_epoch, 1)
         return cosine(done, total, place.closing_lr, min(config.lr_min, place.closing_lr))
 
@@ -219,6 +268,7 @@ class Engine:
             epochs=self.config.epochs,
             steps_per_epoch=self.steps_per_epoch,
             weight_lr=self._lr(),
+            preview=lambda gradients: self.weights.preview(gradients, self._lr()),
         )
 
     def _gates(self) -> Tensor:
@@ -227,6 +277,7 @@ class Engine:
     def selection(self, limit: int | None = None) -> Score:
         """Return the score of the expected network, with inherited weights, on the selection split."""
         gates = self._gates()
+        self._account()
         self.net.eval()
         with autocast(self.device, self.config.precision):
             result = score(
@@ -236,10 +287,12 @@ class Engine:
                 limit=limit,
             )
         self.net.train()
+        self.net.images_seen = self.net.macs_spent = 0  # a report is no work of the method
         return result
 
     def save(self) -> None:
         """Write the place to the checkpoint file, whole or not at all."""
+        self._account()
         beliefs, values = pack(self.state)
         tensors: dict[str, Tensor] = {f"beliefs/{k}": v for k, v in beliefs.items()}
         tensors |= {f"net/{k}": v for k, v in self.net.state_dict().items()}

@@ -9,7 +9,7 @@ step on one split with per-copy or per-example gates (BayesNAS, PGNAS), and work
 data (thresholds, curvature, ranking).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,9 +20,9 @@ from bayesarch.data import Batch, Split
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
-from bayesarch.spaces import Space
+from bayesarch.spaces import NO_LIMITS, Limits, Space
 
-__all__ = ["Clock", "Info", "Method", "Setting", "State"]
+__all__ = ["Clock", "Info", "Method", "Setting", "State", "partial_of"]
 
 Info = Mapping[str, Any]
 """For people and records, never read back by a method. From `step`: scalar tensors, averaged over the epoch."""
@@ -38,6 +38,8 @@ class Clock:
         epochs: the cap on search epochs.
         steps_per_epoch: weight steps in a pass over the first split.
         weight_lr: learning rate of the weights at this step.
+        preview: gradients of the network's parameters, in their order -> by how much the weight step would move each;
+            nothing is moved. For methods that look ahead.
     """
 
     epoch: int
@@ -45,6 +47,7 @@ class Clock:
     epochs: int
     steps_per_epoch: int
     weight_lr: float
+    preview: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Setting:
         batch_size: examples per batch.
         steps_per_epoch: weight steps in an epoch.
         device: where beliefs live.
+        limits: what the architecture that is found must keep.
     """
 
     n_copies: int
@@ -64,15 +68,25 @@ class Setting:
     batch_size: int
     steps_per_epoch: int
     device: torch.device
+    limits: Limits = NO_LIMITS
 
 
 @runtime_checkable
 class State(Protocol):
-    """Beliefs: a frozen dataclass of tensors and JSON-ready values, one of them `live`."""
+    """Beliefs: a frozen dataclass of tensors and JSON-ready values, one of them `live`.
+
+    A state may have a second word to the network: `partial`, an int K. One in K channels goes through the options then
+    (partial channels); the engine resizes the network whenever it changes. It must be 1 at the end.
+    """
 
     @property
     def live(self) -> Tensor:
         """Mask of options that exist, shape (G,), bool, on the CPU."""
+
+
+def partial_of(state: State) -> int:
+    """Return K, where one in K channels is to go through the options; 1 where the state says nothing of it."""
+    return int(getattr(state, "partial", 1))
 
 
 S = TypeVar("S")

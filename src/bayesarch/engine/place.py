@@ -44,6 +44,10 @@ class EngineConfig(Config):
     """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Longest time between two checkpoints; one is written after every round in any case."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Stop searching when so much time has gone, keep the best so far, and use what is left for the closing epochs;
+    null: no limit. Looked at after every round; the learning rate falls so as to end with the time. Such runs depend on
+    the machine's speed and cannot be repeated bit for bit."""
 
 
 @dataclass
@@ -68,6 +72,12 @@ class Place:
     """Steps finished in all."""
     records: int = 0
     """Round records written."""
+    images: int = 0
+    """Images that went forward through the network so far."""
+    macs: int = 0
+    """MACs of those passes, counted from the options that were computed."""
+    seconds: float = 0.0
+    """Time spent in rounds so far, over all processes that worked on this search."""
     closing_lr: float = 0.0
     """Learning rate at which the closing epochs start."""
     sums: dict[str, Tensor] = field(default_factory=dict)

@@ -8,21 +8,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.data import Split
+from bayesarch.data import Batch, Split
 from bayesarch.nets import Supernet
 from bayesarch.nets.cells import ConvStack
 
-__all__ = ["Score", "batch_statistics", "recalibrate", "score"]
+__all__ = ["Score", "batch_loss", "batch_statistics", "recalibrate", "score"]
 
 Norm = nn.BatchNorm2d | ConvStack
 
 
 class Score(NamedTuple):
-    """Mean cross-entropy in nats, accuracy in 0..1, and the number of examples they are from."""
+    """What a network makes of a split.
+
+    Attributes:
+        loss: mean cross-entropy in nats, weighted by class where the data say so.
+        accuracy: share that is right.
+        n: number of examples.
+        balanced_accuracy: mean recall over the classes that occur.
+        macro_f1: mean F1 over the classes that occur.
+    """
 
     loss: float
     accuracy: float
     n: int
+    balanced_accuracy: float
+    macro_f1: float
+
+
+def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of a batch in nats, shape (), weighted by class where the data say so."""
+    if batch.weights is None:
+        return F.cross_entropy(logits, batch.labels)
+    return (F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights).mean()
 
 
 def _norms(net: nn.Module) -> list[Norm]:
@@ -84,11 +101,24 @@ def score(forward: Callable[[Tensor], Tensor], split: Split, *, batch_size: int,
         batch_size: examples at a time.
         limit: at most so many batches; None: all.
     """
-    device = split.labels.device
-    loss, right, n = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    loss, n, counts = torch.zeros((), device=split.device), 0, torch.zeros(0)
     for batch in split.in_order(batch_size, limit):
         logits = forward(batch.images).float()
-        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
-        right += (logits.argmax(1) == batch.labels).sum()
+        k = logits.shape[1]
+        loss += batch_loss(logits, batch) * len(batch.labels)
+        pairs = torch.bincount(batch.labels * k + logits.argmax(1), minlength=k * k).view(k, k)
+        counts = pairs if n == 0 else counts + pairs
         n += len(batch.labels)
-    return Score(float(loss) / n, float(right) / n, n)
+    return Score(float(loss) / n, *_measures(counts.double().cpu(), n))
+
+
+def _measures(counts: Tensor, n: int) -> tuple[float, int, float, float]:
+    """Return accuracy, n, balanced accuracy and macro F1 of a confusion matrix (true class, predicted class).
+
+    Both means are over the classes that occur, as in scikit-learn's `balanced_accuracy_score`.
+    """
+    right, true, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+    there = true > 0
+    recall = (right[there] / true[there]).mean()
+    f1 = (2 * right[there] / (true[there] + said[there])).mean()
+    return float(right.sum()) / n, n, float(recall), float(f1)

@@ -10,6 +10,7 @@ from bayesarch.functional.random import Streams as Streams
 from bayesarch.functional.random import dirichlet_rsample as dirichlet_rsample
 from bayesarch.functional.random import seeded as seeded
 from bayesarch.functional.schedules import cosine as cosine
+from bayesarch.functional.schedules import linear as linear
 from bayesarch.functional.simplices import Simplices as Simplices
 
-__all__ = ["Simplices", "Streams", "concentration", "cosine", "dirichlet_rsample", "kl_to_uniform", "seeded"]
+__all__ = ["Simplices", "Streams", "concentration", "cosine", "dirichlet_rsample", "kl_to_uniform", "linear", "seeded"]

@@ -2,10 +2,10 @@
 
 import math
 
-__all__ = ["cosine"]
+__all__ = ["cosine", "linear"]
 
 
-def cosine(step: int, total: int, first: float, last: float) -> float:
+def cosine(step: float, total: float, first: float, last: float) -> float:
     """Return `first` at step 0 and `last` from step `total` on, half a cosine between.
 
     Args:
@@ -16,3 +16,8 @@ def cosine(step: int, total: int, first: float, last: float) -> float:
     """
     progress = min(max(step / total, 0.0), 1.0)
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(step: float, total: float, first: float, last: float) -> float:
+    """Return `first` at step 0 and `last` from step `total` on, a straight line between; `last` where total is 0."""
+    return first + (last - first) * (min(max(step / total, 0.0), 1.0) if total > 0 else 1.0)

@@ -66,6 +66,32 @@ class Simplices:
         """Return the softmax of `logits` (G,) over each choice's live options, zero for dead ones."""
         return self._fill(logits, lambda rows: torch.softmax(rows, -1))
 
+    def relaxed(self, logits: Tensor, tau: float, *, generator: torch.Generator) -> Tensor:
+        """Return a relaxed one-hot draw per choice, shape (G,): softmax((log softmax(logits) + Gumbel) / tau).
+
+        References: Maddison, Mnih and Teh, ICLR 2017; Jang, Gu and Poole, ICLR 2017; SNAS (ICLR 2019), equation 4.
+
+        Args:
+            logits: shape (G,).
+            tau: temperature > 0; towards 0 the draw becomes one-hot with probabilities softmax(logits).
+            generator: the stream to draw from.
+        """
+        return self._fill(logits, lambda rows: torch.softmax(_perturbed(rows, generator) / tau, -1))
+
+    def straight_through(self, logits: Tensor, tau: float, *, generator: torch.Generator) -> Tensor:
+        """Return one-hot draws per choice, shape (G,), exactly 0 and 1, with the gradient of the relaxed draw.
+
+        Reference: Dong and Yang, "Searching for a Robust Neural Architecture in Four GPU Hours" (GDAS), CVPR 2019,
+        equations 5 and 6.
+        """
+
+        def draw(rows: Tensor) -> Tensor:
+            soft = torch.softmax(_perturbed(rows, generator) / tau, -1)
+            hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+            return hard + (soft - soft.detach())
+
+        return self._fill(logits, draw)
+
     def distance_to_uniform(self, weights: Tensor) -> Tensor:
         """Return ||weights_m - 1/n_m||_2 for each choice m with n_m live options, shape (M,); 0 where n_m = 1.
 
@@ -83,3 +109,9 @@ class Simplices:
     def entropy(self, weights: Tensor) -> Tensor:
         """Return the entropy in nats of each choice's weights, shape (M,)."""
         return torch.stack([torch.special.entr(weights[group]).sum() for group in self.live_columns])
+
+
+def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return log softmax(logits) plus standard Gumbel noise; the largest entry has probability softmax(logits)."""
+    waits = torch.empty_like(logits).exponential_(generator=generator).clamp(min=torch.finfo(logits.dtype).tiny)
+    return torch.log_softmax(logits, -1) - waits.log()

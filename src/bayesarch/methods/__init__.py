@@ -1,32 +1,73 @@
 """How beliefs are updated: one file per method, formulas in `functional/`.
 
-To add a method: copy `drnas.py`, keep the protocol of `engine/method.py`, add a line to `METHODS`, and run
-`bayesarch.testing.check_method` on it. Nothing in the engine, the networks or the command line needs an edit.
+To add a method: copy `drnas.py` (the whole protocol) or `darts.py` (mixing weights under a rule of your own), add a
+line to `METHODS`, and run `bayesarch.testing.check_method` on it. Nothing in the engine, the networks or the command
+line needs an edit.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bayesarch.config import Config
 from bayesarch.methods.bpnas import BPNAS as BPNAS
 from bayesarch.methods.bpnas import BPNASConfig as BPNASConfig
-from bayesarch.methods.darts import DARTS as DARTS
 from bayesarch.methods.darts import DARTSConfig as DARTSConfig
+from bayesarch.methods.darts import darts as darts
+from bayesarch.methods.darts_second import SecondOrderConfig as SecondOrderConfig
+from bayesarch.methods.darts_second import darts_second_order as darts_second_order
 from bayesarch.methods.drnas import DrNAS as DrNAS
 from bayesarch.methods.drnas import DrNASConfig as DrNASConfig
+from bayesarch.methods.drnas_progressive import DrNASProgressive as DrNASProgressive
+from bayesarch.methods.drnas_progressive import DrNASProgressiveConfig as DrNASProgressiveConfig
+from bayesarch.methods.gdas import GDASConfig as GDASConfig
+from bayesarch.methods.gdas import gdas as gdas
+from bayesarch.methods.pcdarts import PCDARTSConfig as PCDARTSConfig
+from bayesarch.methods.pcdarts import pcdarts as pcdarts
+from bayesarch.methods.random_search import RandomSearch as RandomSearch
+from bayesarch.methods.random_search import RandomSearchConfig as RandomSearchConfig
+from bayesarch.methods.snas import SNASConfig as SNASConfig
+from bayesarch.methods.snas import snas as snas
 
-__all__ = ["BPNAS", "DARTS", "METHODS", "BPNASConfig", "DARTSConfig", "DrNAS", "DrNASConfig", "Entry"]
+__all__ = [
+    "BPNAS",
+    "METHODS",
+    "BPNASConfig",
+    "DARTSConfig",
+    "DrNAS",
+    "DrNASConfig",
+    "DrNASProgressive",
+    "DrNASProgressiveConfig",
+    "Entry",
+    "GDASConfig",
+    "PCDARTSConfig",
+    "RandomSearch",
+    "RandomSearchConfig",
+    "SNASConfig",
+    "SecondOrderConfig",
+    "darts",
+    "darts_second_order",
+    "gdas",
+    "pcdarts",
+    "snas",
+]
 
 
 class Entry(NamedTuple):
-    """A method's class, made as `make(space, config)`, and its settings."""
+    """What makes a method, called as `make(space, config)`, and its settings."""
 
-    make: Any
+    make: Callable[..., Any]
     config: type[Config]
 
 
 METHODS: dict[str, Entry] = {
     "bpnas": Entry(BPNAS, BPNASConfig),
     "drnas": Entry(DrNAS, DrNASConfig),
-    "darts": Entry(DARTS, DARTSConfig),
+    "drnas-progressive": Entry(DrNASProgressive, DrNASProgressiveConfig),
+    "darts": Entry(darts, DARTSConfig),
+    "darts-2nd": Entry(darts_second_order, SecondOrderConfig),
+    "gdas": Entry(gdas, GDASConfig),
+    "snas": Entry(snas, SNASConfig),
+    "pcdarts": Entry(pcdarts, PCDARTSConfig),
+    "random": Entry(RandomSearch, RandomSearchConfig),
 }
 """Every method that can be asked for by name."""

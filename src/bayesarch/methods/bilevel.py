@@ -12,15 +12,24 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from bayesarch.config import Config
 from bayesarch.data import Batch
+from bayesarch.engine import batch_loss
 from bayesarch.functional import Simplices, concentration
 from bayesarch.nets import Supernet
 
-__all__ = ["AlphaConfig", "DirichletConfig", "Logits", "bilevel_step", "default_lr", "fresh_logits"]
+__all__ = [
+    "AlphaConfig",
+    "DirichletConfig",
+    "Logits",
+    "adam_step",
+    "bilevel_step",
+    "default_lr",
+    "fresh_logits",
+    "weights_pass",
+]
 
 
 class AlphaConfig(Config):
@@ -80,7 +89,7 @@ def fresh_logits(n_options: int, *, generator: torch.Generator, device: torch.de
     return Logits(a, torch.zeros_like(a), torch.zeros_like(a), torch.zeros((), device=device))
 
 
-def _adam(logits: Logits, grad: Tensor, lr: float, config: AlphaConfig) -> Logits:
+def adam_step(logits: Logits, grad: Tensor, lr: float, config: AlphaConfig) -> Logits:
     """Return the parameters after one step of torch's own Adam; nothing is changed in place."""
     a, m, v, t = (tensor.clone() for tensor in (logits.a, logits.m, logits.v, logits.t))
     adam(
@@ -103,7 +112,7 @@ def _adam(logits: Logits, grad: Tensor, lr: float, config: AlphaConfig) -> Logit
     return Logits(a, m, v, t)
 
 
-def bilevel_step(
+def bilevel_step(  # noqa: PLR0913 - one step has this much in it
     logits: Logits,
     gates_fn: Callable[[Tensor], Tensor],
     net: Supernet,
@@ -113,6 +122,7 @@ def bilevel_step(
     lr: float,
     moving: bool,
     penalty_fn: Callable[[Tensor], Tensor] | None = None,
+    sparse: bool = False,
 ) -> tuple[Logits, dict[str, Any]]:
     """Return moved parameters and the two losses; leaves the weight gradient in `net`'s parameters.
 
@@ -125,22 +135,32 @@ def bilevel_step(
         lr: architecture learning rate.
         moving: False leaves the parameters (warm-up, or nothing left to decide).
         penalty_fn: parameters -> a term added to the architecture loss, nats per example.
+        sparse: compute only options whose gate is not 0.
     """
     info: dict[str, Any] = {}
     if moving:
         leaf = logits.a.detach().requires_grad_()
-        batch = batches["architecture"]
-        loss = F.cross_entropy(net(batch.images, gates_fn(leaf).view(1, 1, -1)), batch.labels)
+        batch, gates = batches["architecture"], gates_fn(leaf)
+        output = net(batch.images, gates.view(1, 1, -1), _active(gates) if sparse else None)
+        loss = batch_loss(output, batch)
         total = loss if penalty_fn is None else loss + penalty_fn(leaf)
-        (grad,) = torch.autograd.grad(total, leaf)
-        logits = _adam(logits, grad, lr, config)
+        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
+        # a sparse draw of options that pass nothing has no gradient at all
+        logits = adam_step(logits, torch.zeros_like(leaf) if grad is None else grad, lr, config)
         info["architecture_loss"] = loss.detach()
     with torch.no_grad():
-        gates = gates_fn(logits.a).view(1, 1, -1)
-    batch = batches["weights"]
-    output = net(batch.images, gates)
-    loss = F.cross_entropy(output, batch.labels)
+        gates = gates_fn(logits.a)
+    return logits, info | weights_pass(net, batches["weights"], gates, _active(gates) if sparse else None)
+
+
+def _active(gates: Tensor) -> frozenset[int]:
+    return frozenset(gates.detach().nonzero().flatten().tolist())
+
+
+def weights_pass(net: Supernet, batch: Batch, gates: Tensor, active: frozenset[int] | None = None) -> dict[str, Tensor]:
+    """Leave the weight gradient of one batch at `gates` (G,) in `net`'s parameters, and return loss and accuracy."""
+    output = net(batch.images, gates.view(1, 1, -1), active)
+    loss = batch_loss(output, batch)
     loss.backward()
-    info["weights_loss"] = loss.detach()
-    info["weights_accuracy"] = (output.detach().argmax(1) == batch.labels).float().mean()
-    return logits, info
+    right = (output.detach().argmax(1) == batch.labels).float().mean()
+    return {"weights_loss": loss.detach(), "weights_accuracy": right}

@@ -31,10 +31,20 @@ from bayesarch.engine import Clock, Info, Setting, batch_statistics, conditional
 from bayesarch.functional import Streams, concentration
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, prune_order
 from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
-from bayesarch.methods.single import argmax_live, belief_record, found, live_table, rows, simplices
+from bayesarch.methods.single import (
+    argmax_live,
+    belief_record,
+    found,
+    live_table,
+    open_options,
+    product,
+    reachable,
+    rows,
+    simplices,
+)
 from bayesarch.nets import Supernet
-from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode, MeanField
-from bayesarch.spaces import Space
+from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode
+from bayesarch.spaces import Limits, Space
 
 __all__ = ["BPNAS", "BPNASConfig", "BPNASState"]
 
@@ -90,7 +100,10 @@ class BPNASState:
     """Examples of the architecture split, the n of the likelihood."""
     batch_size: int
     prunings: tuple[Any, ...] = ()
-    """One record per option removed: epoch, choice, option, fired_by (threshold, inactive or cap), distance, cost."""
+    """One record per option removed: epoch, choice, option, fired_by (threshold, inactive, limits or cap), distance,
+    cost."""
+    limits: Any = None
+    """What must be kept, as `Limits.to_json` gives it."""
     losses: tuple[Any, ...] = ()
     """Mean loss of each option given the rest of the found architecture (G,); empty before it is measured."""
 
@@ -116,7 +129,8 @@ class BPNAS:
         logits = fresh_logits(self.space.n_options, generator=streams["beliefs"], device=setting.device)
         return BPNASState(
             **vars(logits),
-            live=torch.ones(self.space.n_options, dtype=torch.bool),
+            live=open_options(self.space, setting.limits),
+            limits=setting.limits.to_json() if setting.limits else None,
             lr=default_lr(self.config, setting.steps_per_epoch),
             n_architecture=setting.n_examples["architecture"],
             batch_size=setting.batch_size,
@@ -168,9 +182,10 @@ class BPNAS:
         if self.finished(state):
             return state, belief_record(self.space, weights, state.live)
         info: dict[str, Any] = belief_record(self.space, weights, state.live)
-        state = self._settle_inactive(state, net, clock)
+        state = self._within_limits(self._settle_inactive(state, net, clock), clock)
         loss = self._loss(state, net, data)
         state, info["distance"] = self._test(state, net, data, loss, streams=streams, clock=clock)
+        state = self._within_limits(state, clock)
         info["prunings"] = list(state.prunings[before:])
         if loss is not None:
             info |= self._log_posterior(state, net, loss)
@@ -182,7 +197,7 @@ class BPNAS:
 
     def conclude(self, state: BPNASState) -> BPNASState:
         """Return the state with the argmax of every choice that the cap left open."""
-        live = argmax_live(self.space, self._means(state), state.live)
+        live = argmax_live(self.space, self._means(state), state.live, state.limits)
         cut = (state.live & ~live).nonzero().flatten().tolist()
         records = tuple(self._record(g, None, "cap", None, None) for g in cut)
         return replace(state, live=live, prunings=state.prunings + records)
@@ -204,20 +219,24 @@ class BPNAS:
     def posterior(self, state: BPNASState) -> ArchitecturePosterior:
         """Return the conditionals at the found cell; before they are measured, the product of Dirichlet means."""
         if not state.losses:
-            return MeanField(self.space, rows(self.space, self._means(state)))
+            return product(self.space, rows(self.space, self._means(state)), state.limits)
+        mode, limits = found(self.space, state.live), Limits.from_json(state.limits)
         losses = torch.tensor(state.losses, dtype=torch.float64)
+        for position in range(len(self.space.choices)):
+            for option, g in enumerate(self.space.columns(position)):
+                if not limits.allow(self.space, (*mode.picks[:position], (option,), *mode.picks[position + 1 :])):
+                    losses[g] = math.inf
         table, gaps = [], []
         for position in range(len(self.space.choices)):
             row = losses[list(self.space.columns(position))]
             gap = state.n_architecture * (row - row.min())
             table.append(torch.softmax(-gap / self.config.temperature, 0).tolist())
             gaps.append(gap.tolist())
-        mode = found(self.space, state.live)
         return ConditionalsAtMode(mode, table, gaps=gaps, temperature=self.config.temperature)
 
     def summary(self, state: BPNASState) -> Info:
         """Return every pruning in order, and how many were fired by what."""
-        counts = dict.fromkeys(("threshold", "inactive", "cap"), 0)
+        counts = dict.fromkeys(("threshold", "inactive", "limits", "cap"), 0)
         for record in state.prunings:
             counts[record["fired_by"]] += 1
         decided = counts["threshold"] + counts["cap"]
@@ -239,6 +258,13 @@ class BPNAS:
             return lambda a: self.config.penalty(choices, a)
         charge = self.config.macs_prior * 1e-6 * net.option_macs.to(state.a) / state.n_architecture
         return lambda a: self.config.penalty(choices, a) + (choices.mean(concentration(a)) * charge).sum()
+
+    def _within_limits(self, state: BPNASState, clock: Clock) -> BPNASState:
+        """Return the state without options that no architecture within the limits can have any more."""
+        live = reachable(self.space, state.live, state.limits)
+        cut = (state.live & ~live).nonzero().flatten().tolist()
+        records = tuple(self._record(g, clock, "limits", None, None) for g in cut)
+        return replace(state, live=live, prunings=state.prunings + records)
 
     def _settle_inactive(self, state: BPNASState, net: Supernet, clock: Clock) -> BPNASState:
         """Return the state with every choice on no path settled on its zero option, or the cheapest that is live."""
@@ -286,10 +312,13 @@ class BPNAS:
         fired = fires(distances, n_live, self.config.delta, scale=self.config.delta_scale)
         if fired is None:
             return state, max(distances)
+        limits = Limits.from_json(state.limits)
         for g in prune_order(self._scores(state), choices.live_columns):
             live = state.live.clone()
             live[g] = False
             if self.config.keep_path and not self.space.connected(live_table(self.space, live)):
+                continue
+            if not limits.possible(self.space, live.tolist()):
                 continue
             after = self._loss(replace(state, live=live), net, data)
             cost = None if loss is None or after is None else implied_cost(loss, after, state.n_architecture)

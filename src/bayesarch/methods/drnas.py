@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting
 from bayesarch.functional import Streams, concentration
 from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
-from bayesarch.methods.single import argmax_live, belief_record, rows, simplices
+from bayesarch.methods.single import argmax_live, belief_record, open_options, product, rows, simplices
 from bayesarch.nets import Supernet
-from bayesarch.posteriors import ArchitecturePosterior, MeanField
+from bayesarch.posteriors import ArchitecturePosterior
 from bayesarch.spaces import Space
 
 __all__ = ["DrNAS", "DrNASConfig", "DrNASState"]
@@ -38,6 +37,8 @@ class DrNASState:
     live: Tensor
     lr: float
     """Architecture learning rate in force."""
+    limits: Any = None
+    """What must be kept, as `Limits.to_json` gives it."""
     decided: tuple[Any, ...] = ()
     """Dirichlet means of all options when the search ended, one row per choice; empty before."""
 
@@ -61,8 +62,12 @@ class DrNAS:
     def init(self, setting: Setting, *, streams: Streams) -> DrNASState:
         """Return nearly flat beliefs."""
         logits = fresh_logits(self.space.n_options, generator=streams["beliefs"], device=setting.device)
-        live = torch.ones(self.space.n_options, dtype=torch.bool)
-        return DrNASState(**vars(logits), live=live, lr=default_lr(self.config, setting.steps_per_epoch))
+        return DrNASState(
+            **vars(logits),
+            live=open_options(self.space, setting.limits),
+            lr=default_lr(self.config, setting.steps_per_epoch),
+            limits=setting.limits.to_json() if setting.limits else None,
+        )
 
     def gates(self, state: DrNASState) -> Tensor:
         """Return the Dirichlet means, shape (1, 1, G)."""
@@ -112,9 +117,11 @@ class DrNAS:
         return bool(state.decided)
 
     def conclude(self, state: DrNASState) -> DrNASState:
-        """Return the state with the largest concentration of each choice alone live."""
+        """Return the state with the largest means that keep the limits alone live."""
+        if state.decided:
+            return state
         means = self._means(state)
-        live = argmax_live(self.space, means, state.live)
+        live = argmax_live(self.space, means, state.live, state.limits)
         return replace(state, live=live, decided=tuple(rows(self.space, means)))
 
     def examine(self, state: DrNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> DrNASState:
@@ -123,7 +130,7 @@ class DrNAS:
 
     def posterior(self, state: DrNASState) -> ArchitecturePosterior:
         """Return the product of the choices' Dirichlet means, relative weights after so many steps."""
-        return MeanField(self.space, state.decided or rows(self.space, self._means(state)))
+        return product(self.space, state.decided or rows(self.space, self._means(state)), state.limits)
 
     def summary(self, state: DrNASState) -> Info:
         """Return nothing beside the posterior."""

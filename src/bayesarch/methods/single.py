@@ -1,6 +1,7 @@
 """What methods share whose architectures pick one option per choice: simplices, argmax, records for people."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,9 +9,37 @@ import torch
 from torch import Tensor
 
 from bayesarch.functional import Simplices
-from bayesarch.spaces import Architecture, Space
+from bayesarch.posteriors import ArchitecturePosterior, MeanField, WithinLimits
+from bayesarch.spaces import Architecture, Limits, Space
 
-__all__ = ["argmax_live", "found", "live_table", "rows", "simplices"]
+__all__ = [
+    "argmax_live",
+    "belief_record",
+    "found",
+    "live_table",
+    "open_options",
+    "product",
+    "reachable",
+    "rows",
+    "simplices",
+]
+
+
+def open_options(space: Space, limits: Limits) -> Tensor:
+    """Return the mask of options to start with: those of at least one architecture that keeps the limits, (G,)."""
+    return torch.tensor(limits.reachable(space, [True] * space.n_options))
+
+
+def reachable(space: Space, live: Tensor, limits: Mapping[str, Any] | None) -> Tensor:
+    """Return the live options that some architecture of live options within the limits has, (G,)."""
+    return torch.tensor(Limits.from_json(limits).reachable(space, live.tolist()))
+
+
+def product(space: Space, table: Sequence[Sequence[float]], limits: Mapping[str, Any] | None) -> ArchitecturePosterior:
+    """Return independent choices with the weights of `table`, given the limits where there are any."""
+    if not limits:
+        return MeanField(space, table)
+    return WithinLimits(space, table, Limits.from_json(limits))
 
 
 def simplices(space: Space, live: Tensor, device: torch.device | str) -> Simplices:
@@ -32,12 +61,22 @@ def live_table(space: Space, live: Tensor) -> list[list[int]]:
     ]
 
 
-def argmax_live(space: Space, scores: Tensor, live: Tensor) -> Tensor:
-    """Return a mask with one live option per choice: the one of the largest score, the first of equals."""
+def argmax_live(space: Space, weights: Tensor, live: Tensor, limits: Mapping[str, Any] | None = None) -> Tensor:
+    """Return a mask with one live option per choice, (G,): the largest product of weights that keeps the limits.
+
+    Without limits that is the largest weight of each choice; of equals the first.
+
+    Args:
+        space: the space.
+        weights: of each flat option, not negative, shape (G,).
+        live: what may be picked, shape (G,).
+        limits: as `Limits.to_json` gives them.
+    """
+    tiny = torch.finfo(torch.float64).tiny  # a weight that rounded to 0 is unlikely, not impossible
+    scores = [math.log(max(value, tiny)) for value in weights.detach().double().cpu().tolist()]
+    picks, _ = next(Limits.from_json(limits).best(space, scores, live.tolist()))
     chosen = torch.zeros_like(live)
-    values = scores.tolist()
-    for position in range(len(space.choices)):
-        chosen[max((g for g in space.columns(position) if live[g]), key=lambda g: (values[g], -g))] = True
+    chosen[list(Architecture(space, picks).columns)] = True
     return chosen
 
 

@@ -6,6 +6,7 @@ To add an operation: one line in `operations.py`. To add a macro network: one fu
 
 from bayesarch.nets.cost import Cost as Cost
 from bayesarch.nets.cost import architecture_cost as architecture_cost
+from bayesarch.nets.cost import cost_limits as cost_limits
 from bayesarch.nets.cost import latency_ms as latency_ms
 from bayesarch.nets.cost import network_cost as network_cost
 from bayesarch.nets.cost import option_costs as option_costs
@@ -24,6 +25,7 @@ __all__ = [
     "Supernet",
     "architecture_cost",
     "build",
+    "cost_limits",
     "latency_ms",
     "network_cost",
     "option_costs",

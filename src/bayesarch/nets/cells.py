@@ -2,6 +2,8 @@
 
 The mixed cell is exact and fast: one ReLU and one pooling per source node, all convolutions of one kernel size that
 leave one node stacked into one call, and mixing weights folded into the norm's scale where all examples share them.
+With partial channels (Xu et al., "PC-DARTS", ICLR 2020) the first C / K channels of a node go through the options and
+the others pass each edge as they are, times the sum of the edge's gates; channels are shuffled at the target.
 A naive version that computes every option by itself lives in the tests; outputs and gradients agree in float64.
 """
 
@@ -12,10 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError
+from bayesarch.functional import seeded
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.spaces import Architecture, Choice, Space
 
-__all__ = ["ConvStack", "MixedCell", "PlainCell", "node_order"]
+__all__ = ["ConvStack", "Growth", "MixedCell", "PlainCell", "node_order"]
+
+Growth = tuple[Tensor, Tensor]
+"""Which old output and input channel each channel of a widened convolution is a copy of, shapes (w,) and (w,)."""
 
 
 def node_order(space: Space, cell: str) -> list[str]:
@@ -73,6 +79,30 @@ class ConvStack(nn.Module):
         self.columns = [self.columns[row] for row in rows]
         self.targets = [self.targets[row] for row in rows]
 
+    def widen(self, channels: int, generator: torch.Generator) -> dict[str, Growth]:
+        """Widen every convolution by copies of channels drawn at random, and return what was copied, per option.
+
+        Reference: Chen, Goodfellow and Shlens, "Net2Net", ICLR 2016, as DrNAS uses it: without dividing by the number
+        of copies, which the norm behind the convolution undoes.
+        """
+        extra = channels - self.channels
+        grown: dict[str, Growth] = {}
+        mean, var = [], []
+        for row, column in enumerate(self.columns):
+            old = self.weights[str(column)]
+            outs, ins = (
+                torch.cat([torch.arange(self.channels), torch.randint(self.channels, (extra,), generator=generator)])
+                for _ in range(2)
+            )
+            grown[str(column)] = (outs.to(old.device), ins.to(old.device))
+            wide = old.detach()[grown[str(column)][0]][:, grown[str(column)][1]]
+            self.weights[str(column)] = nn.Parameter(wide.to(memory_format=torch.channels_last))
+            mean.append(self.running_mean[row][grown[str(column)][0]])
+            var.append(self.running_var[row][grown[str(column)][0]])
+        self.running_mean, self.running_var = torch.stack(mean), torch.stack(var)
+        self.channels = channels
+        return grown
+
     def forward(self, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Tensor]]:
         """Return (target node, gated output) per option computed.
 
@@ -113,19 +143,56 @@ class MixedCell(nn.Module):
         cell: the cell type.
     """
 
+    shuffle: Tensor
+
     def __init__(self, space: Space, channels: int, cell: str = "cell") -> None:
         super().__init__()
-        self.space, self.cell = space, cell
+        self.space, self.cell, self.channels = space, cell, channels
+        self.register_buffer("shuffle", torch.arange(channels), persistent=False)
+        self.width = channels
+        """Channels that go through the options; the others bypass them."""
         self.order = node_order(space, cell)
         self.outputs = sorted(space.outputs)
         self.live = torch.ones(space.n_options, dtype=torch.bool)
         self.edges = [(p, c) for p, c in enumerate(space.choices) if c.cell == cell]
+        self.stacks = self._fresh_stacks()
+
+    def _fresh_stacks(self) -> nn.ModuleDict:
         stacks: dict[str, nn.Module] = {}
         for node in self.order:
             for kernel in self._kernels(node):
                 members = [(g, t) for g, t, op in self._options(node) if op.kernel == kernel]
-                stacks[f"{node}_{kernel}"] = ConvStack(channels, kernel, *zip(*members, strict=True))
-        self.stacks = nn.ModuleDict(stacks)
+                stacks[f"{node}_{kernel}"] = ConvStack(self.width, kernel, *zip(*members, strict=True))
+        return nn.ModuleDict(stacks)
+
+    def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
+        """Send one in `partial` channels through the options from now on.
+
+        A narrower cell starts with fresh weights, drawn from `generator`; a wider one copies channels at random.
+
+        Returns:
+            What was copied, by parameter name; empty where nothing was.
+        """
+        width = max(1, self.channels // partial)
+        order = sorted(range(self.channels), key=lambda i: (i % width, i // width))
+        self.shuffle = torch.tensor(order, device=self.shuffle.device)
+        if width > self.width:
+            self.width = width
+            return {
+                f"stacks.{name}.weights.{column}": growth
+                for name, stack in self.stacks.items()
+                if isinstance(stack, ConvStack)
+                for column, growth in stack.widen(width, generator).items()
+            }
+        if width < self.width:
+            like = next(self.stacks.parameters(), None)
+            self.width = width
+            with seeded(generator):
+                self.stacks = self._fresh_stacks()
+            if like is not None:
+                self.stacks.to(like, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.prune(self.live)
+        return {}
 
     def _options(self, node: str) -> Iterator[tuple[int, str, Operation]]:
         """Yield (flat option, target node, operation) of every option that leaves `node`."""
@@ -155,14 +222,32 @@ class MixedCell(nn.Module):
             active: flat options to compute; None: all live ones.
         """
         parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
-        for node in self.space.inputs:
-            parts[node] = [x]
+        rest: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        features: dict[str, Tensor] = {}
         for node in self.order:
-            h = _total(parts[node], x)
-            parts[node] = [h]
-            for target, piece in self._leaving(node, h, gates, active):
+            h = features[node] = x if node in self.space.inputs else self._join(parts[node], rest[node], x)
+            for target, piece in self._leaving(node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
-        return _total([piece for node in self.outputs for piece in parts[node]], x)
+            if self.width < self.channels:
+                for target, gate in self._bypasses(node, h.ndim, gates, active):
+                    rest[target].append(h[:, self.width :] * gate)
+        return _total([features[node] for node in self.outputs], x)
+
+    def _join(self, parts: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Return a node's features: the sum of what came through options, beside the sum of what went past them."""
+        if self.width == self.channels:
+            return _total(parts, like)
+        both = torch.cat([_total(parts, like[:, : self.width]), _total(rest, like[:, self.width :])], 1)
+        return both[:, self.shuffle]
+
+    def _bypasses(
+        self, node: str, ndim: int, gates: Tensor, active: frozenset[int] | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (target node, sum of the gates) of every edge that leaves `node`."""
+        for position, choice in self.edges:
+            if choice.source == node and choice.target is not None:
+                columns = [g for g in self.space.columns(position) if self.live[g] and (active is None or g in active)]
+                yield choice.target, gates[:, columns].sum(1).view(-1, *[1] * (ndim - 1))
 
     def _leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Tensor]]:
         """Return (target node, gated piece) for everything that leaves `node`, whose features are `h`."""

@@ -17,9 +17,9 @@ from bayesarch.config import Config
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.plain import skeleton
 from bayesarch.nets.skeletons import Shape
-from bayesarch.spaces import Architecture, Space
+from bayesarch.spaces import Architecture, Limits, Space
 
-__all__ = ["Cost", "OptionCosts", "architecture_cost", "latency_ms", "network_cost", "option_costs"]
+__all__ = ["Cost", "OptionCosts", "architecture_cost", "cost_limits", "latency_ms", "network_cost", "option_costs"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,36 @@ def latency_ms(net: nn.Module, input_shape: Shape, *, batch: int = 1, repeats: i
             times.append(1e3 * (time.perf_counter() - start))
     net.train(training)
     return statistics.median(times[3:])
+
+
+def cost_limits(
+    space: Space,
+    *,
+    sizes: Config,
+    input_shape: Shape,
+    classes: int,
+    params: int | None = None,
+    macs: int | None = None,
+    latency: tuple[float, float, tuple[float, ...]] | None = None,
+) -> Limits:
+    """Return the limits on an architecture's plain network.
+
+    Args:
+        space: the space.
+        sizes: macro sizes.
+        input_shape: (channels, height, width) of an image.
+        classes: number of classes.
+        params: most parameters; None: no limit.
+        macs: most MACs for one image; None: no limit.
+        latency: most milliseconds, those of the network without cells, and those of each flat option; None: no limit.
+    """
+    costs = option_costs(space, sizes, input_shape, classes)
+    rows: list[tuple[str, float, float, tuple[float, ...]]] = []
+    if params is not None:
+        rows.append(("params", params, costs.base.params, tuple(float(c.params) for c in costs.options)))
+    if macs is not None:
+        rows.append(("macs", macs, costs.base.macs, tuple(float(c.macs) for c in costs.options)))
+    if latency is not None:
+        rows.append(("latency_ms", *latency))
+    names, budgets, base, table = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Limits(names, budgets, base, table)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesarch.config import Config
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import ConvStack, MixedCell, PlainCell
+from bayesarch.nets.cells import ConvStack, Growth, MixedCell, PlainCell
 from bayesarch.nets.cost import option_costs
 from bayesarch.nets.plain import PlainNetwork, build, skeleton, tidy_sizes
 from bayesarch.nets.skeletons import Shape
@@ -48,16 +48,21 @@ class Supernet(nn.Module):
         with seeded(generator):
             trunk = skeleton(space, self.sizes, input_shape, classes, lambda c, kind: MixedCell(space, c, kind))
         self.stem, self.layers, self.head = trunk.stem, nn.ModuleList(trunk.layers), trunk.head
+        self._live_columns = frozenset(range(space.n_options))
         self.live = torch.ones(space.n_options, dtype=torch.bool)
         """Options that physically exist, shape (G,), on the CPU."""
         kinds = [kind for kind in trunk.kinds if kind is not None]
         cell_of = [choice.cell for choice in space.choices for _ in choice.options]
         self.occupancy = torch.tensor([[kind == cell for cell in cell_of] for kind in kinds])
         """Which copy has which option, shape (L, G)."""
-        self.option_macs = torch.tensor(
-            [cost.macs for cost in option_costs(space, self.sizes, input_shape, classes).options]
-        )
+        costs = option_costs(space, self.sizes, input_shape, classes)
+        self.option_macs = torch.tensor([cost.macs for cost in costs.options])
         """MACs of each option over all copies for one image, shape (G,)."""
+        self.partial = 1
+        """K: one in K channels goes through the options (`resize`)."""
+        self.images_seen, self.macs_spent = 0, 0
+        """Forward passes so far, in images and in MACs: counted from the options computed, never read back here."""
+        self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()
 
     @property
     def n_copies(self) -> int:
@@ -87,6 +92,7 @@ class Supernet(nn.Module):
                 f"gates have shape (B or 1, L or 1, G) = ({images.shape[0]} or 1, {self.n_copies} or 1, "
                 f"{self.space.n_options}); got {tuple(gates.shape)}"
             )
+        self._count(images.shape[0], active)
         x = self.stem(images)
         copy = 0
         for layer in self.layers:
@@ -97,6 +103,28 @@ class Supernet(nn.Module):
                 x = layer(x)
         logits: Tensor = self.head(x)
         return logits
+
+    def _count(self, images: int, active: frozenset[int] | None) -> None:
+        computed = self._live_columns if active is None else self._live_columns & active
+        macs = self._base_macs + sum(self._macs[g] for g in computed) // self.partial**2
+        self.images_seen += images
+        self.macs_spent += images * macs
+
+    def resize(self, partial: int, *, generator: torch.Generator) -> dict[str, Growth]:
+        """Send one in `partial` channels through the options from now on (partial channels; 1: all of them).
+
+        Narrower cells start with fresh weights; wider ones copy channels at random.
+
+        Returns:
+            Which channels were copied, by parameter name, so that momentum can follow.
+        """
+        grown = {}
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, MixedCell):
+                for name, growth in layer.resize(partial, generator).items():
+                    grown[f"layers.{index}.{name}"] = growth
+        self.partial = partial
+        return grown
 
     def prune(self, live: Tensor) -> None:
         """Physically remove every option whose entry in `live` (G,) is False; survivors keep weights and identity.
@@ -110,6 +138,7 @@ class Supernet(nn.Module):
         for cell in self.cells():
             cell.prune(live)
         self.live = live.clone()
+        self._live_columns = frozenset(live.nonzero().flatten().tolist())
 
     def reopened(self, live: Tensor, *, generator: torch.Generator) -> "Supernet":
         """Return a copy in which the options of `live` exist: survivors warm, the others freshly initialised.
@@ -139,8 +168,10 @@ class Supernet(nn.Module):
         """Return the plain sub-network of `arch` with this network's weights: the output of one-hot gates.
 
         Raises:
-            ValueError: if an option of `arch` has been removed.
+            ValueError: if an option of `arch` has been removed, or only part of the channels has been trained.
         """
+        if self.partial != 1:
+            raise ValueError(f"one in {self.partial} channels goes through the options: resize(1) first")
         gone = [self.space.labels[g] for g in arch.columns if not self.live[g]]
         if gone:
             raise ValueError(f"cannot inherit {', '.join(gone)}: removed from this supernet")

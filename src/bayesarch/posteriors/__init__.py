@@ -11,8 +11,11 @@ from bayesarch.posteriors.base import ArchitecturePosterior as ArchitecturePoste
 from bayesarch.posteriors.base import CredibleSet as CredibleSet
 from bayesarch.posteriors.base import word as word
 from bayesarch.posteriors.conditionals import ConditionalsAtMode as ConditionalsAtMode
+from bayesarch.posteriors.listed import Listed as Listed
+from bayesarch.posteriors.listed import jeffreys as jeffreys
 from bayesarch.posteriors.meanfield import MeanField as MeanField
 from bayesarch.posteriors.meanfield import entropy_of as entropy_of
+from bayesarch.posteriors.within import WithinLimits as WithinLimits
 from bayesarch.spaces import SPACES, Space
 
 __all__ = [
@@ -20,15 +23,22 @@ __all__ = [
     "ArchitecturePosterior",
     "ConditionalsAtMode",
     "CredibleSet",
+    "Listed",
     "MeanField",
+    "WithinLimits",
     "entropy_of",
     "from_json",
+    "jeffreys",
     "word",
 ]
 
-KINDS: dict[str, type[MeanField] | type[ConditionalsAtMode]] = {
+KINDS: dict[str, Any] = {
+    "exact": Listed,
     "mean-field": MeanField,
+    "mean-field-within-limits": WithinLimits,
     "conditionals-at-mode": ConditionalsAtMode,
+    "candidates": Listed,
+    "recurrence": Listed,
 }
 """Every kind of posterior that can be read back."""
 
@@ -49,6 +59,7 @@ def from_json(record: dict[str, Any], space: Space | None = None) -> Architectur
             raise RunError(f"unknown kind of posterior {kind!r}, {nearest(str(kind), KINDS)}")
         if space is None and name not in SPACES:
             raise RunError(f"the posterior is over a space {name!r} of your own; pass it as space=")
-        return KINDS[kind].from_json(record, space or SPACES[name])
+        posterior: ArchitecturePosterior = KINDS[kind].from_json(record, space or SPACES[name])
+        return posterior
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"not a posterior record: {error!r}") from None

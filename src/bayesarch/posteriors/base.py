@@ -9,12 +9,14 @@ from bayesarch.spaces import Architecture, Space
 
 __all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights"]
 
-Kind = Literal["exact", "mean-field", "conditionals-at-mode", "recurrence"]
+Kind = Literal["exact", "mean-field", "mean-field-within-limits", "conditionals-at-mode", "candidates", "recurrence"]
 """
-exact                  enumerated
-mean-field             a product over choices
-conditionals-at-mode   each choice given the rest of the found architecture; neither marginals nor a joint
-recurrence             how often independent runs found it
+exact                      enumerated
+mean-field                 a product over choices
+mean-field-within-limits   that product, given that hard limits are kept
+conditionals-at-mode       each choice given the rest of the found architecture; neither marginals nor a joint
+candidates                 architectures that were tried, weighted by how well they did
+recurrence                 how often independent runs found it
 """
 
 Weights = Mapping[str, Mapping[str, float]]

@@ -5,13 +5,15 @@ To add a space: copy `nb201.py` or `toy.py`, write one `Space`, add one line to 
 """
 
 from bayesarch.spaces.architecture import Architecture as Architecture
+from bayesarch.spaces.limits import NO_LIMITS as NO_LIMITS
+from bayesarch.spaces.limits import Limits as Limits
 from bayesarch.spaces.nb201 import NB201 as NB201
 from bayesarch.spaces.space import Choice as Choice
 from bayesarch.spaces.space import Picks as Picks
 from bayesarch.spaces.space import Space as Space
 from bayesarch.spaces.toy import TOY as TOY
 
-__all__ = ["NB201", "SPACES", "TOY", "Architecture", "Choice", "Picks", "Space"]
+__all__ = ["NB201", "NO_LIMITS", "SPACES", "TOY", "Architecture", "Choice", "Limits", "Picks", "Space"]
 
 SPACES: dict[str, Space] = {"nb201": NB201, "toy": TOY}
 """Every space that can be asked for by name."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayesarch.data import DataConfig, Examples, as_examples, split, splits_on
+from bayesarch.data import SEARCH_SPLITS, DataConfig, Examples, as_examples, split, splits_on
 from bayesarch.engine import Engine, EngineConfig, Method, Setting, load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
@@ -80,7 +80,6 @@ def _search(method: Method[Any], *, seed: int) -> tuple[Engine, ArchitecturePost
     config, device = EngineConfig(epochs=12, closing_epochs=1, batch_size=16), torch.device("cpu")
     examples, data_config, streams = _data(), DataConfig(), Streams(seed, device)
     partition = split(examples, data_config)
-    names = tuple(dict.fromkeys((*method.splits, "selection")))
     net = Supernet(method.space, input_shape=examples.input_shape, classes=2, generator=streams["init"])
     setting = Setting(net.n_copies, partition.sizes, 16, partition.sizes["weights"] // 16, device)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +87,7 @@ def _search(method: Method[Any], *, seed: int) -> tuple[Engine, ArchitecturePost
             method=method,
             net=net,
             state=method.init(setting, streams=streams),
-            data=splits_on(examples, partition, names, config=data_config, device=device),
+            data=splits_on(examples, partition, SEARCH_SPLITS, config=data_config, device=device),
             config=config,
             streams=streams,
             checkpoint=Path(folder) / "last.safetensors",

@@ -6,6 +6,7 @@ space:  {name: nb201, channels: 16, ...}     the space's sizes
 method: {name: bpnas, delta: 0.05, ...}      the method's settings
 data:   {source: digits, ...}
 engine: {epochs: 80, ...}
+limits: {macs: 2000000, ...}                 what the found architecture must keep
 """
 
 import os
@@ -22,10 +23,11 @@ from bayesarch.engine import EngineConfig, Method
 from bayesarch.errors import ConfigError, nearest
 from bayesarch.methods import METHODS
 from bayesarch.spaces import SPACES, Space
+from bayesarch.workflows.limits import LimitsConfig
 
 __all__ = ["Settings", "merge", "overrides", "read_config", "settle"]
 
-SECTIONS = ("seed", "device", "space", "method", "data", "engine")
+SECTIONS = ("seed", "device", "space", "method", "data", "engine", "limits")
 FEW_EXAMPLES = 10_000
 """Below this many training examples a search uses one cell a stage unless told otherwise."""
 
@@ -42,6 +44,7 @@ class Settings:
     method_config: Config | None
     data: DataConfig
     engine: EngineConfig
+    limits: LimitsConfig
 
     def record(self) -> dict[str, Any]:
         """Return the settings in force as config.yaml holds them."""
@@ -53,6 +56,7 @@ class Settings:
             "method": {"name": self.method.name, **method},
             "data": self.data.model_dump(mode="json"),
             "engine": self.engine.model_dump(mode="json"),
+            "limits": self.limits.model_dump(mode="json"),
         }
         plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(record))
         return plain
@@ -136,7 +140,7 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     seed, device = record.get("seed", 0), record.get("device", "auto")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
-    sections = {key: _section(record, key, faults) for key in ("space", "method", "data", "engine")}
+    sections = {key: _section(record, key, faults) for key in ("space", "method", "data", "engine", "limits")}
     space = space or _named(SPACES, sections["space"].pop("name", "nb201"), "space", faults)
     sections["space"].pop("name", None)
     method_name = sections["method"].pop("name", "bpnas")
@@ -145,7 +149,9 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     method_config = None if entry is None else check(entry.config, sections["method"], path="method", faults=faults)
     data = check(DataConfig, sections["data"], path="data", faults=faults)
     engine = check(EngineConfig, sections["engine"], path="engine", faults=faults)
+    limits = check(LimitsConfig, sections["limits"], path="limits", faults=faults)
     raise_all(faults)
+    assert limits is not None
     assert space is not None
     assert sizes is not None
     assert data is not None
@@ -153,7 +159,7 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     if method is None:
         assert entry is not None
         method = entry.make(space, method_config)
-    return Settings(int(seed), str(device), space, sizes, method, method_config, data, engine)
+    return Settings(int(seed), str(device), space, sizes, method, method_config, data, engine, limits)
 
 
 def _section(record: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, Any]:

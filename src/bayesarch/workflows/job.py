@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayesarch.data import Examples, Partition, Split, as_examples, load, split, splits_on
+from bayesarch.data import SEARCH_SPLITS, Examples, Partition, Split, as_examples, load, split, splits_on
 from bayesarch.engine import Engine, Method, Observer, Setting, resolve_device
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 from bayesarch.runs import RunFolder
-from bayesarch.spaces import Space
+from bayesarch.spaces import Limits, Space
 from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
+from bayesarch.workflows.limits import settle_limits
 from bayesarch.workflows.plan import Plan, plan
 
 __all__ = ["Arrays", "Job", "prepare"]
@@ -33,12 +34,13 @@ class Job:
     partition: Partition
     device: torch.device
     splits: dict[str, Split] = field(repr=False)
+    limits: Limits = field(repr=False)
 
     def setting(self, net: Supernet) -> Setting:
         """Return what the method may know of the task."""
         first = self.partition.sizes[self.settings.method.splits[0]]
         batch = min(self.settings.engine.batch_size, first)
-        return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device)
+        return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device, self.limits)
 
     def supernet(self, streams: Streams) -> Supernet:
         """Return a fresh supernet on the device, channels last."""
@@ -83,7 +85,7 @@ class Job:
         }
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     data: str | os.PathLike[str] | Arrays | Examples | None = None,
     *,
     space: str | Space | None = None,
@@ -91,6 +93,10 @@ def prepare(
     seed: int | None = None,
     device: str | None = None,
     limit: int | None = None,
+    max_macs: int | None = None,
+    max_params: int | None = None,
+    max_latency_ms: float | None = None,
+    max_minutes: float | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
 ) -> Job:
@@ -105,7 +111,9 @@ def prepare(
     flags["space"] = {"name": space} if isinstance(space, str) else None
     flags["method"] = {"name": method} if isinstance(method, str) else None
     source = str(data) if isinstance(data, str | os.PathLike) else None
-    flags["data"] = {k: v for k, v in (("source", source), ("limit", limit)) if v is not None} or None
+    flags["data"] = _given(source=source, limit=limit)
+    flags["limits"] = _given(macs=max_macs, params=max_params, latency_ms=max_latency_ms)
+    flags["engine"] = _given(max_minutes=max_minutes)
     base = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
     given = merge(base, {k: v for k, v in flags.items() if v is not None}, overrides(set))
     settings = settle(
@@ -122,9 +130,21 @@ def prepare(
     partition = split(examples, settings.data)
     n_training = sum(size for name, size in partition.sizes.items() if name != "test")
     settings = small_data_sizes(settings, n_training, given)
-    names = tuple(dict.fromkeys((*settings.method.splits, "selection")))
-    splits = splits_on(examples, partition, names, config=settings.data, device=on)
-    return Job(settings, examples, partition, on, splits)
+    splits = splits_on(examples, partition, SEARCH_SPLITS, config=settings.data, device=on)
+    limits = settle_limits(
+        settings.limits,
+        settings.space,
+        settings.sizes,
+        input_shape=examples.input_shape,
+        classes=len(examples.classes),
+        device=on,
+    )
+    return Job(settings, examples, partition, on, splits, limits)
+
+
+def _given(**values: Any) -> dict[str, Any] | None:
+    """Return what was given, or None where nothing was."""
+    return {key: value for key, value in values.items() if value is not None} or None
 
 
 def _examples(data: Any, settings: Settings) -> Examples:

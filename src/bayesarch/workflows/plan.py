@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bayesarch.data import Feeder, Split
-from bayesarch.engine import Clock, EngineConfig, Method, Setting, autocast
+from bayesarch.engine import Clock, EngineConfig, Method, Setting, Weights, autocast, partial_of
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet, option_costs
 
@@ -74,7 +74,19 @@ def plan(
         for name in method.splits
     }
     kept = _Kept()
-    clock = Clock(epoch=10**6, step=0, epochs=1, steps_per_epoch=setting.steps_per_epoch, weight_lr=config.lr)
+    net.resize(partial_of(state), generator=streams["init/resize"])
+    net.prune(state.live)
+    weights = Weights(
+        net, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, clip=config.clip
+    )
+    clock = Clock(
+        epoch=10**6,
+        step=0,
+        epochs=1,
+        steps_per_epoch=setting.steps_per_epoch,
+        weight_lr=config.lr,
+        preview=lambda gradients: weights.preview(gradients, config.lr),
+    )
     times = []
     net.train()
     for attempt in range(3):

@@ -77,6 +77,15 @@ class Run:
         self._need("summary.json")
         return self.folder.read_json("summary.json")
 
+    @property
+    def best(self) -> Architecture | None:
+        """The best architecture so far, at any time: after a round, what the search would find if it ended there."""
+        if self.folder.has("posterior.json"):
+            return self.posterior.mode()
+        known = [record["best"] for record in self.metrics if "best" in record]
+        space = self._space or self.config["space"]["name"]
+        return Architecture.parse(known[-1], space) if known else None
+
     @cached_property
     def architecture(self) -> Architecture:
         """The architecture that was found."""

@@ -24,7 +24,7 @@ from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import Arrays, Job, prepare
 from bayesarch.workflows.plan import Plan
 from bayesarch.workflows.run import Run, open_run
-from bayesarch.workflows.summary import summarise
+from bayesarch.workflows.summary import kept_limits, summarise
 
 __all__ = ["Listener", "resume", "search"]
 
@@ -48,6 +48,10 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     device: str | None = None,
     out: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    max_macs: int | None = None,
+    max_params: int | None = None,
+    max_latency_ms: float | None = None,
+    max_minutes: float | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
     listener: Listener | None = None,
@@ -62,6 +66,10 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         device: auto (default), cpu, cuda or cuda:N.
         out: the run folder; default runs/<data>-<space>-<method>-s<seed>, numbered if taken.
         limit: use only so many training examples.
+        max_macs: most MACs of the found network, for one image.
+        max_params: most parameters of the found network.
+        max_latency_ms: most milliseconds of the found network for one image, here and now.
+        max_minutes: stop searching in time to be done after so many minutes, with the best so far.
         config: a YAML file or a mapping of settings.
         set: `section.field=value` pairs or a mapping of dotted names; the last word.
         listener: who is told how it goes.
@@ -71,7 +79,20 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         Interrupted: when SIGINT or SIGTERM asked to stop; `resume` continues.
     """
     listener = listener or Listener()
-    job = prepare(data, space=space, method=method, seed=seed, device=device, limit=limit, config=config, set=set)
+    job = prepare(
+        data,
+        space=space,
+        method=method,
+        seed=seed,
+        device=device,
+        limit=limit,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency_ms=max_latency_ms,
+        max_minutes=max_minutes,
+        config=config,
+        set=set,
+    )
     target = Path(out) if out is not None else _free_name(job, data)
     _check_writable(target)
     listener.on_plan(job.plan(), job.settings)
@@ -162,11 +183,14 @@ def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> N
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_atomically(folder.path / "networks" / "found.safetensors", safetensors.torch.save(state))
     summary = summarise(job.settings, posterior, engine, input_shape=job.examples.input_shape)
+    latency = latency_ms(net, job.examples.input_shape)
     summary["times"] = {
         "seconds_of_this_process": seconds,
-        "seconds": sum(record["seconds"] for record in folder.read_metrics()),
-        "latency_ms": latency_ms(net, job.examples.input_shape),
+        "seconds": engine.place.seconds,
+        "latency_ms": latency,
     }
+    summary["limits"], missed = kept_limits(job.settings.limits, summary, latency)
+    summary["warnings"] += missed
     folder.write_json("summary.json", summary)
     write_report(folder)
     folder.write_status(state="finished", stage="done", steps=engine.place.steps)

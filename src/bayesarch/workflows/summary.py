@@ -1,5 +1,6 @@
 """What the final table, `show` and the report say of a finished search."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from bayesarch.nets import OPERATIONS, architecture_cost
 from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode, entropy_of, word
 from bayesarch.spaces import Architecture
 from bayesarch.workflows.config import Settings
+from bayesarch.workflows.limits import LimitsConfig
 
-__all__ = ["collapse_warnings", "summarise"]
+__all__ = ["collapse_warnings", "kept_limits", "summarise"]
 
 
 def summarise(
@@ -37,9 +39,33 @@ def summarise(
         "selection_n": selection.n,
         "search_epochs": last,
         "closing_epochs": settings.engine.closing_epochs,
+        "images": engine.place.images,
+        "forward_macs": engine.place.macs,
+        "selection_balanced_accuracy": selection.balanced_accuracy,
+        "selection_macro_f1": selection.macro_f1,
+        "metric": settings.data.metric,
+        "metric_value": getattr(selection, settings.data.metric),
         **said,
         "warnings": [*collapse_warnings(arch), *said.get("warnings", [])],
     }
+
+
+def kept_limits(
+    limits: LimitsConfig, summary: Mapping[str, Any], latency_ms: float
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return, per limit, what was allowed and what the found network has, and a warning for each that was missed.
+
+    Parameters and MACs are exact and never missed. A latency is measured once before the search and once after it; the
+    second measurement may come out above the limit.
+    """
+    has = {"macs": summary["macs"], "params": summary["params"], "latency_ms": latency_ms}
+    table = {k: {"allowed": v, "found": has[k]} for k, v in limits.model_dump().items() if v is not None}
+    missed = [
+        f"limit missed: {name} is {row['found']:,g}, allowed were {row['allowed']:,g}"
+        for name, row in table.items()
+        if row["found"] > row["allowed"]
+    ]
+    return table, missed
 
 
 def edge_rows(arch: Architecture, posterior: ArchitecturePosterior) -> list[dict[str, Any]]:

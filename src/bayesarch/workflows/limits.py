@@ -1,0 +1,118 @@
+"""Hard limits that a user sets on what may be found: checked before anything is trained, kept by every method."""
+
+import random
+
+import torch
+from pydantic import Field
+
+from bayesarch.config import Config
+from bayesarch.errors import ConfigError
+from bayesarch.nets import architecture_cost, build, cost_limits, latency_ms
+from bayesarch.nets.skeletons import Shape
+from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
+
+__all__ = ["LimitsConfig", "settle_limits"]
+
+FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms"}
+PROBES = 8
+"""Random architectures on which the latency table is checked."""
+
+
+class LimitsConfig(Config):
+    """Budgets of the architecture that is found, as a plain network of the run's sizes."""
+
+    macs: int | None = Field(default=None, ge=1)
+    """Most MACs for one image."""
+    params: int | None = Field(default=None, ge=1)
+    """Most parameters."""
+    latency_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds for one image, on the machine and device of the search."""
+
+
+def settle_limits(
+    config: LimitsConfig, space: Space, sizes: Config, *, input_shape: Shape, classes: int, device: torch.device
+) -> Limits:
+    """Return the limits as budgets on additive costs; a latency table is measured here.
+
+    Raises:
+        ConfigError: if no architecture of the space can keep them; says what the smallest ones need.
+    """
+    if config == LimitsConfig():
+        return NO_LIMITS
+    latency = None
+    if config.latency_ms is not None:
+        base, options = _latencies(space, sizes, input_shape, classes, device)
+        latency = (config.latency_ms, base, options)
+    limits = cost_limits(
+        space,
+        sizes=sizes,
+        input_shape=input_shape,
+        classes=classes,
+        params=config.params,
+        macs=config.macs,
+        latency=latency,
+    )
+    if not limits.possible(space, [True] * space.n_options):
+        needs = []
+        for name, budget, base, row in zip(limits.names, limits.budgets, limits.base, limits.costs, strict=True):
+            least = base + sum(min(row[g] for g in space.columns(p)) for p in range(len(space.choices)))
+            needs.append(f"{FLAGS[name]} {budget:,g} (the smallest has {least:,g})")
+        raise ConfigError(
+            f"no architecture of {space.name} at these sizes keeps {' and '.join(needs)}"
+            f"{' together' if len(needs) > 1 else ''}; loosen the limit or make the network smaller "
+            "(--set space.channels=8)"
+        )
+    return limits
+
+
+def _latencies(
+    space: Space, sizes: Config, input_shape: Shape, classes: int, device: torch.device
+) -> tuple[float, tuple[float, ...]]:
+    """Return the latency of the cheapest architecture and what each flat option adds to it, in ms, measured.
+
+    Sums of such terms are only nearly right, so all are scaled up until no random probe is slower than its sum says.
+    """
+
+    def measured(arch: Architecture) -> float:
+        net = build(
+            arch, input_shape=input_shape, classes=classes, sizes=sizes, generator=torch.Generator().manual_seed(0)
+        )
+        return latency_ms(net.to(device), input_shape)
+
+    def macs(picks: tuple[tuple[int, ...], ...]) -> int:
+        arch = Architecture(space, picks)
+        return architecture_cost(arch, sizes=sizes, input_shape=input_shape, classes=classes).macs
+
+    cheapest = list(space.random_picks(random.Random(0)))
+    for position, choice in enumerate(space.choices):
+        versions = [(*cheapest[:position], (i,), *cheapest[position + 1 :]) for i in range(len(choice.options))]
+        best = min(range(len(versions)), key=lambda i: (i != choice.zero and macs(versions[i]), i))
+        cheapest[position] = (best,)
+    base = measured(Architecture(space, tuple(cheapest)))
+    added = []
+    for position, choice in enumerate(space.choices):
+        for option in range(len(choice.options)):
+            picks = (*cheapest[:position], (option,), *cheapest[position + 1 :])
+            same = (option,) == cheapest[position]
+            added.append(0.0 if same else max(measured(Architecture(space, picks)) - base, 0.0))
+    rng, slower = random.Random(0), 1.0
+    for _ in range(PROBES):
+        arch = Architecture(space, space.random_picks(rng))
+        slower = max(slower, measured(arch) / (base + sum(added[g] for g in arch.columns)))
+    return base * slower, tuple(value * slower for value in added)
+
+
+def in_full(text: str | None, flag: str) -> int | None:
+    """Return a count that may end in k, M or G, as `--max-macs 40M`; None stays None.
+
+    Raises:
+        ConfigError: if it is no such count.
+    """
+    if text is None:
+        return None
+    factors = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+    digits = text.strip().rstrip("kKmMgG")
+    try:
+        return round(float(digits) * factors[text.strip()[len(digits) :].lower()])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"{flag} takes a count such as 2500000, 2.5M or 400k; got {text!r}") from None
