@@ -42,6 +42,11 @@ def search(
     space: Annotated[str | None, typer.Option(help="Search space [nb201]")] = None,
     method: Annotated[str | None, typer.Option(help="bpnas, drnas, darts, gdas, random, ... [bpnas]")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search so often, own seeds and bootstraps: how often does what recur? [1]"),
+    ] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="So many repeats at a time [one per core]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
     out: Annotated[str | None, typer.Option(help="Run folder [runs/<data>-<space>-<method>-s<seed>]")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many training examples")] = None,
@@ -67,6 +72,7 @@ def search(
         "space": space,
         "method": method,
         "seed": seed,
+        "repeats": repeats,
         "device": device,
         "limit": limit,
         "config": config,
@@ -84,7 +90,9 @@ def search(
     from bayesarch.workflows.search import search as run_search
 
     with Progress(quiet=as_json) as progress:
-        run = _interruptible(lambda: run_search(data, out=out, listener=progress.listener, **asked), progress)
+        run = _interruptible(
+            lambda: run_search(data, out=out, parallel=parallel, listener=progress.listener, **asked), progress
+        )
     _conclude(run, as_json)
 
 
@@ -92,6 +100,7 @@ def search(
 def resume(
     run: RunArgument,
     device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="So many repeats at a time [one per core]")] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a broken run; nothing happens to a finished one."""
@@ -99,7 +108,9 @@ def resume(
     from bayesarch.workflows.search import resume as run_resume
 
     with Progress(quiet=as_json) as progress:
-        done = _interruptible(lambda: run_resume(run, device=device, listener=progress.listener), progress)
+        done = _interruptible(
+            lambda: run_resume(run, device=device, parallel=parallel, listener=progress.listener), progress
+        )
     _conclude(done, as_json)
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "plan_line",
     "print_architecture",
     "print_doctor",
+    "print_repeats",
     "print_samples",
     "print_summary",
     "status_line",
@@ -65,6 +66,7 @@ class Progress:
             on_start=self._start,
             on_step=self._step,
             on_round=self._round,
+            on_repeats=self._repeats,
         )
         self._bar: Bar | None = None
         self._drawn, self._stage = 0.0, ""
@@ -97,6 +99,16 @@ class Progress:
         self._task = self._bar.add_task("search", total=1.0, stage="search", text="starting")
         self._bar.start()
         self._began, self._from = time.monotonic(), self._share(engine.place)
+
+    def _repeats(self, done: int, running: int, of: int) -> None:
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("runs"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("runs", total=of, text="starting")
+            self._bar.start()
+        self._bar.update(self._task, completed=done, text=f"{done} of {of} done, {running} running")
 
     def _share(self, place: Any) -> float:
         """Part of the search stage's cap that is done."""
@@ -145,6 +157,9 @@ def status_line(run: Any) -> str:
 
 def print_summary(run: Any) -> None:
     """Print the final table: per edge the option, its weight and entropy; then cell, cost, accuracy, where to look."""
+    if "repeats" in run.summary:
+        print_repeats(run)
+        return
     summary, console = run.summary, Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("edge")
@@ -173,6 +188,42 @@ def print_summary(run: Any) -> None:
         ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {_duration(times['seconds'])}"
                    + _fired(summary.get("fired_by"))),
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
+        ("report", f"{run.path}/report.html"),
+        ("next", f"bayesarch sample {run.path} -n 5"),
+    ):  # fmt: skip
+        console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_repeats(run: Any) -> None:
+    """Print the union of repeated runs: per edge each option's share with its interval; then what to say of them."""
+    summary, console = run.summary, Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("edge", "option"):
+        table.add_column(name)
+    for name in ("runs", summary["word"], "90 % interval"):
+        table.add_column(name, justify="right")
+    for edge in summary["edges"]:
+        ranked = sorted(edge["shares"].items(), key=lambda item: -item[1]["share"])
+        for place, (option, row) in enumerate(item for item in ranked if item[1]["share"] > 0):
+            low, high = row["interval_90"]
+            off = f" (inactive in {edge['inactive_runs']})" if edge["inactive_runs"] and place == 0 else ""
+            first = f"{edge['choice']}{off}" if place == 0 else ""
+            count = f"{row['share'] * summary['repeats']:.0f}"
+            table.add_row(first, option, count, f"{row['share']:.2f}", f"{low:.2f} - {high:.2f}")
+    console.print(table)
+    console.print()
+    for warning in summary["warnings"]:
+        console.print(f"warning   {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    accuracies = [row["selection_accuracy"] for row in summary["runs"]]
+    low, high = min(accuracies), max(accuracies)
+    for name, value in (
+        ("cell", f"{summary['cell']}, found in {summary['votes']} of {summary['repeats']} runs"),
+        ("runs", f"{summary['repeats']}, {summary['distinct_cells']} different cells, "
+                 f"{summary['distinct_functions']} different functions"),
+        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs"),
+        ("accuracy", f"{sum(accuracies) / len(accuracies):.4f} ({low:.4f} to {high:.4f}) on the selection split, "
+                     "weights inherited from the search"),
+        ("search", f"{_duration(summary['times']['seconds'])} in all runs together"),
         ("report", f"{run.path}/report.html"),
         ("next", f"bayesarch sample {run.path} -n 5"),
     ):  # fmt: skip

@@ -220,15 +220,18 @@ class Engine:
         return self._stage_steps() >= self.config.epochs * self.steps_per_epoch
 
     def _late(self) -> bool:
-        """Return whether the time allowed is over; while searching, the closing epochs' share is set aside, and what
-        is measured at the end is left out where less than a tenth is left.
+        """Return whether the time allowed is over.
+
+        While searching, the closing epochs' share is set aside; what is measured at the end is left out where less than
+        a tenth is left.
         """
         if self.config.max_minutes is None:
             return False
         allowed, place = 60 * self.config.max_minutes, self.place
         if place.stage == "search" and place.rounds:
             epochs = self._stage_steps() / self.steps_per_epoch
-            allowed -= min(self.config.closing_epochs * place.seconds / epochs, 0.5 * allowed)
+            # one epoch more, because the round in which the time runs out is finished
+            allowed -= min((self.config.closing_epochs + 1) * place.seconds / epochs, 0.5 * allowed)
         return place.seconds >= (0.9 * allowed if place.stage == "examine" else allowed)
 
     def _check(self) -> None:

@@ -86,7 +86,9 @@ class ArchitecturePosterior(Protocol):
 
 def word(posterior: ArchitecturePosterior) -> str:
     """Return what to call this posterior's numbers: `probability` only where calibration has been checked."""
-    return "probability" if posterior.calibrated else "relative weight"
+    if posterior.calibrated:
+        return "probability"
+    return "share of runs" if posterior.kind == "recurrence" else "relative weight"
 
 
 def take_until(ranked: Iterator[tuple[Architecture, float]], mass: float, limit: int) -> CredibleSet:

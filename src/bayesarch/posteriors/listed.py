@@ -70,7 +70,16 @@ class Listed:
         if total <= 0:
             raise ValueError("at least one architecture needs a positive weight")
         scale = 1.0 if abs(total - 1) < 1e-12 else 1.0 / total
-        ranked = sorted(joined.items(), key=lambda member: (-member[1], str(member[0])))
+        support: dict[int, float] = {}  # of equals, the one whose options others have too comes first
+        for arch, weight in joined.items():
+            for g in arch.columns:
+                support[g] = support.get(g, 0.0) + weight * scale
+
+        def rank(member: tuple[Architecture, float]) -> tuple[float, float, str]:
+            arch, weight = member
+            return -weight, -round(sum(support[g] for g in arch.columns), 9), str(arch)
+
+        ranked = sorted(joined.items(), key=rank)
         self.members = [(arch, weight * scale) for arch, weight in ranked if weight > 0]
         self.space: Space = self.members[0][0].space
         self.kind, self.calibrated, self.votes = kind, calibrated, votes
@@ -114,7 +123,7 @@ class Listed:
         return total
 
     def mode(self) -> Architecture:
-        """Return the architecture of the largest weight; ties go to the first in alphabetical order."""
+        """Return the architecture of the largest weight; of equals the one whose options weigh most on their own."""
         return self.members[0][0]
 
     def sample(self, n: int, *, seed: int) -> list[Architecture]:

@@ -1,13 +1,14 @@
 """One self-contained page per run: reads a run folder, draws, writes report.html. No torch, no network."""
 
-from importlib.resources import files
+import statistics
+from math import log
 from typing import Any
 
 import yaml
 
 from bayesarch.runs import RunFolder, write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["write_repeats_report", "write_report"]
 
 
 def write_report(folder: RunFolder) -> None:
@@ -16,18 +17,42 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         RunError: if they are not, or the page cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("bayesarch.report").joinpath("template.html").read_text()
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    write_atomically(folder.path / "report.html", page.render(**_content(folder)).encode())
-
-
-def _content(folder: RunFolder) -> dict[str, Any]:
-    """Return what the template shows."""
     from bayesarch.report import plots  # matplotlib loads where it is used
 
-    summary, metrics = folder.read_json("summary.json"), folder.read_metrics()
+    content, metrics = _common(folder), folder.read_metrics()
+    content |= {
+        "pruning": plots.pruning(metrics),
+        "learning": plots.learning(metrics),
+        "fired_by": content["summary"].get("fired_by"),
+    }
+    _write(folder, "run.html", content)
+
+
+def write_repeats_report(folder: RunFolder) -> None:
+    """Write report.html of repeated runs whose union is there.
+
+    Raises:
+        RunError: if it is not, or the page cannot be written.
+    """
+    from bayesarch.report import plots
+
+    content = _common(folder)
+    summary = content["summary"]
+    accuracies = [run["selection_accuracy"] for run in summary["runs"]]
+    content |= {
+        "intervals": plots.intervals(summary["edges"]),
+        "most_entropy": log(summary["repeats"]),
+        "mean_accuracy": statistics.mean(accuracies),
+        "sd_accuracy": statistics.stdev(accuracies),
+    }
+    _write(folder, "repeats.html", content)
+
+
+def _common(folder: RunFolder) -> dict[str, Any]:
+    """Return what every page shows."""
+    from bayesarch.report import plots
+
+    summary = folder.read_json("summary.json")
     weights = folder.read_json("posterior.json")["weights"]
     return {
         "name": folder.name,
@@ -37,7 +62,11 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "config": yaml.safe_dump(folder.read_config(), sort_keys=False),
         "heatmap": plots.heatmap(weights, summary["edges"], summary["word"]),
         "cell": plots.cell(summary["edges"]),
-        "pruning": plots.pruning(metrics),
-        "learning": plots.learning(metrics),
-        "fired_by": summary.get("fired_by"),
     }
+
+
+def _write(folder: RunFolder, template: str, content: dict[str, Any]) -> None:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("bayesarch.report", "."), autoescape=True, undefined=StrictUndefined)
+    write_atomically(folder.path / "report.html", environment.get_template(template).render(**content).encode())

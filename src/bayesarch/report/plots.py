@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 
-__all__ = ["cell", "heatmap", "learning", "pruning"]
+__all__ = ["cell", "heatmap", "intervals", "learning", "pruning"]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
@@ -57,6 +57,28 @@ def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: st
     )
     axes.tick_params(length=0)
     axes.set_title(f"{word} of each option; framed: picked", fontsize=9, color=INK, loc="left")
+    return _svg(figure)
+
+
+def intervals(edges: Records) -> str:
+    """Return every option's share of runs as a dot with its 90 % interval, a panel per choice."""
+    columns = min(len(edges), 3)
+    rows = -(-len(edges) // columns)
+    figure = Figure(figsize=(3.0 * columns, 0.5 + 1.55 * rows))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(edges) :]:
+        axes.axis("off")
+    for axes, edge in zip(grid.flat, edges, strict=False):
+        for height, (option, row) in enumerate(reversed(edge["shares"].items())):
+            colour = WARM if option in edge["options"] else GREY if edge["inactive"] else ACCENT
+            axes.plot(row["interval_90"], [height, height], color=colour, linewidth=1.6, alpha=0.6)
+            axes.plot([row["share"]], [height], "o", color=colour, markersize=4.5)
+        axes.set_yticks(range(len(edge["shares"])), list(reversed(edge["shares"])), fontsize=7)
+        axes.set_xlim(-0.03, 1.03)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_title(edge["choice"], fontsize=8, color=INK, loc="left")
+        _quiet(axes)
+    figure.tight_layout()
     return _svg(figure)
 
 

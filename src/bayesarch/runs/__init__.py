@@ -2,6 +2,7 @@
 
 from bayesarch.runs.folder import FORMAT as FORMAT
 from bayesarch.runs.folder import RunFolder as RunFolder
+from bayesarch.runs.folder import write_arrays as write_arrays
 from bayesarch.runs.folder import write_atomically as write_atomically
 
-__all__ = ["FORMAT", "RunFolder", "write_atomically"]
+__all__ = ["FORMAT", "RunFolder", "write_arrays", "write_atomically"]

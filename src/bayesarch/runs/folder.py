@@ -18,6 +18,7 @@ Files are written whole or not at all: to a neighbour first, flushed to disk, th
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -25,11 +26,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from bayesarch.errors import RunError
 
-__all__ = ["FORMAT", "RunFolder", "write_atomically"]
+__all__ = ["FORMAT", "RunFolder", "write_arrays", "write_atomically"]
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another one is refused, not guessed at."""
@@ -53,6 +55,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             neighbour.unlink(missing_ok=True)
         raise RunError(explain(path, error)) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file of plain arrays whole or not at all.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def explain(path: Path, error: OSError) -> str:

@@ -1,6 +1,7 @@
 """The settings of a run: file, flags and the Python API meet here, and every wrong field is reported at once.
 
 seed: 0
+repeats: 1                                  how many runs, each with its own seed and bootstrap
 device: auto
 space:  {name: nb201, channels: 16, ...}     the space's sizes
 method: {name: bpnas, delta: 0.05, ...}      the method's settings
@@ -27,7 +28,7 @@ from bayesarch.workflows.limits import LimitsConfig
 
 __all__ = ["Settings", "merge", "overrides", "read_config", "settle"]
 
-SECTIONS = ("seed", "device", "space", "method", "data", "engine", "limits")
+SECTIONS = ("seed", "repeats", "device", "space", "method", "data", "engine", "limits")
 FEW_EXAMPLES = 10_000
 """Below this many training examples a search uses one cell a stage unless told otherwise."""
 
@@ -37,6 +38,7 @@ class Settings:
     """Everything a run depends on, checked."""
 
     seed: int
+    repeats: int
     device: str
     space: Space
     sizes: Config
@@ -51,6 +53,7 @@ class Settings:
         method = {} if self.method_config is None else self.method_config.model_dump(mode="json")
         record = {
             "seed": self.seed,
+            "repeats": self.repeats,
             "device": self.device,
             "space": {"name": self.space.name, **self.sizes.model_dump(mode="json")},
             "method": {"name": self.method.name, **method},
@@ -140,6 +143,9 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     seed, device = record.get("seed", 0), record.get("device", "auto")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+    repeats = record.get("repeats", 1)
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        faults.append(f"repeats: must be a whole number >= 1 (got {repeats!r})")
     sections = {key: _section(record, key, faults) for key in ("space", "method", "data", "engine", "limits")}
     space = space or _named(SPACES, sections["space"].pop("name", "nb201"), "space", faults)
     sections["space"].pop("name", None)
@@ -159,7 +165,7 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     if method is None:
         assert entry is not None
         method = entry.make(space, method_config)
-    return Settings(int(seed), str(device), space, sizes, method, method_config, data, engine, limits)
+    return Settings(int(seed), int(repeats), str(device), space, sizes, method, method_config, data, engine, limits)
 
 
 def _section(record: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, Any]:

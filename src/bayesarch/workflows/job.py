@@ -91,6 +91,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     space: str | Space | None = None,
     method: str | Method[Any] | None = None,
     seed: int | None = None,
+    repeats: int | None = None,
     device: str | None = None,
     limit: int | None = None,
     max_macs: int | None = None,
@@ -107,7 +108,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
         DataError: if the examples cannot be used.
         DeviceError: if the device is not there.
     """
-    flags: dict[str, Any] = {"seed": seed, "device": device}
+    flags: dict[str, Any] = {"seed": seed, "repeats": repeats, "device": device}
     flags["space"] = {"name": space} if isinstance(space, str) else None
     flags["method"] = {"name": method} if isinstance(method, str) else None
     source = str(data) if isinstance(data, str | os.PathLike) else None

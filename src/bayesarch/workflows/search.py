@@ -14,7 +14,7 @@ import safetensors.torch
 
 from bayesarch.data import Examples
 from bayesarch.engine import Engine, Interrupted, Method, Observer, Place
-from bayesarch.errors import BayesarchError, RunError
+from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
 from bayesarch.runs import RunFolder, write_atomically
@@ -23,6 +23,7 @@ from bayesarch.workflows.config import Settings
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import Arrays, Job, prepare
 from bayesarch.workflows.plan import Plan
+from bayesarch.workflows.repeats import child_paths, collect, prepare_children, run_children
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.summary import kept_limits, summarise
 
@@ -37,6 +38,7 @@ class Listener:
     on_start: Callable[[Engine], None] = lambda engine: None
     on_step: Callable[[Place], None] = lambda place: None
     on_round: Callable[[dict[str, Any]], None] = lambda record: None
+    on_repeats: Callable[[int, int, int], None] = lambda done, running, of: None
 
 
 def search(  # noqa: PLR0913 - the public face has one keyword per flag
@@ -45,6 +47,8 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     space: str | Space | None = None,
     method: str | Method[Any] | None = None,
     seed: int | None = None,
+    repeats: int | None = None,
+    parallel: int | None = None,
     device: str | None = None,
     out: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -63,6 +67,9 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         space: a space or its name; default `nb201`.
         method: a method or its name; default `bpnas`.
         seed: decides everything random; default 0.
+        repeats: search so many times, each with its own seed and its own bootstrap of the halves; the run's posterior
+            is then how often each option recurs (default 1).
+        parallel: so many of them at a time; default: one per core, or one on a GPU.
         device: auto (default), cpu, cuda or cuda:N.
         out: the run folder; default runs/<data>-<space>-<method>-s<seed>, numbered if taken.
         limit: use only so many training examples.
@@ -84,6 +91,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         space=space,
         method=method,
         seed=seed,
+        repeats=repeats,
         device=device,
         limit=limit,
         max_macs=max_macs,
@@ -100,6 +108,11 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     folder.write_config(job.settings.record())
     folder.write_json("data.json", job.data_record())
     folder.write_json("environment.json", environment(job.device))
+    if job.settings.repeats > 1:
+        if isinstance(space, Space) or not isinstance(method, str | None):
+            raise ConfigError("repeats run in processes of their own and need a space and a method by name")
+        prepare_children(folder, job.settings.record(), data, job.examples)
+        return _go_on_with_repeats(job, folder, listener, parallel=parallel)
     return _go(job, folder, listener, fresh=True)
 
 
@@ -109,6 +122,7 @@ def resume(
     data: Arrays | Examples | None = None,
     space: Space | None = None,
     method: Method[Any] | None = None,
+    parallel: int | None = None,
     device: str | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -119,6 +133,7 @@ def resume(
         data: the examples, where the run was started on arrays.
         space: the space, where it is not a built-in one.
         method: the method, where it is not a built-in one.
+        parallel: so many repeats at a time.
         device: another device than the run was started on.
         listener: who is told how it goes.
 
@@ -130,14 +145,51 @@ def resume(
         return run
     _refuse_if_running(run)
     job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
-    if run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
+    single = job.settings.repeats == 1
+    if single and run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(
             f"the data of {path} have changed since the run began (fingerprints differ); start a new run, "
             "or pass the same arrays as data="
         )
-    run.folder.write_json("data.json", job.data_record())
     run.folder.write_json("environment.json", environment(job.device))
+    if job.settings.repeats > 1:
+        return _go_on_with_repeats(job, run.folder, listener or Listener(), parallel=parallel, device=device)
+    run.folder.write_json("data.json", job.data_record())
     return _go(job, run.folder, listener or Listener(), fresh=False)
+
+
+def _go_on_with_repeats(
+    job: Job, folder: RunFolder, listener: Listener, *, parallel: int | None, device: str | None = None
+) -> Run:
+    """Bring the repeats to their end and write their union."""
+    settings, started, stop = job.settings, time.time(), threading.Event()
+    at_once = parallel or (1 if job.device.type == "cuda" else os.cpu_count() or 1)
+
+    def on_change(done: int, running: int) -> None:
+        folder.write_status(state="running", stage="repeats", done=done, of=settings.repeats, pid=os.getpid())
+        listener.on_repeats(done, running, settings.repeats)
+
+    try:
+        with _stop_on_signal(stop):
+            run_children(
+                child_paths(folder, settings.repeats),
+                parallel=min(max(at_once, 1), settings.repeats),
+                device=device,
+                stop=stop,
+                on_change=on_change,
+            )
+        collect(folder, settings, None, seconds=time.time() - started)
+    except Interrupted:
+        folder.write_status(state="interrupted", stage="repeats")
+        folder.log([f"{_now()} interrupted; bayesarch resume {folder.path}"])
+        raise
+    except BayesarchError as error:
+        folder.write_status(state="failed", stage="repeats", error=str(error))
+        folder.log([f"{_now()} failed: {error}"])
+        raise
+    folder.write_status(state="finished", stage="done")
+    folder.log([f"{_now()} finished {settings.repeats} repeats"])
+    return Run(folder, settings.space)
 
 
 def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:

@@ -1,0 +1,202 @@
+"""`search --repeats R`: the same search R times, each with its own seed and its own bootstrap of the two halves.
+
+How often an option recurs over such runs is the honest form of "how sure is the search": it needs no assumption on what
+a single run's weights mean, and it comes with an interval. Runs are processes of their own, so many at a time, each in
+a run folder of its own that can be looked at and resumed like any other:
+
+    OUT/repeats/000/ ... OUT/repeats/019/      the runs
+    OUT/posterior.json, summary.json, report.html   their union
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayesarch.data import Examples
+from bayesarch.engine import Interrupted
+from bayesarch.errors import RunError
+from bayesarch.nets import architecture_cost
+from bayesarch.posteriors import Listed, word
+from bayesarch.report import write_repeats_report
+from bayesarch.runs import RunFolder, write_arrays
+from bayesarch.spaces import Space
+from bayesarch.workflows.config import Settings
+from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.summary import collapse_warnings
+
+__all__ = ["child_paths", "child_record", "collect", "prepare_children", "run_children"]
+
+POLL_SECONDS = 0.3
+
+
+def child_paths(folder: RunFolder, repeats: int) -> list[Path]:
+    """Return where the runs of a repeated search lie."""
+    return [folder.path / "repeats" / f"{i:03d}" for i in range(repeats)]
+
+
+def child_record(record: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return the settings of run `index` (0, 1, ...): its own seed and bootstrap, counted from the first seed."""
+    seed = record["seed"] + index
+    return {**record, "seed": seed, "repeats": 1, "data": {**record["data"], "bootstrap": seed}}
+
+
+def prepare_children(folder: RunFolder, record: dict[str, Any], data: Any, examples: Examples) -> None:
+    """Write the run folders, each with its settings and nothing done yet; arrays are kept beside them once."""
+    if not isinstance(data, str | os.PathLike | None):
+        arrays = {"x_train": examples.images, "y_train": examples.labels, "classes": np.array(examples.classes)}
+        if examples.test_images is not None and examples.test_labels is not None:
+            arrays |= {"x_test": examples.test_images, "y_test": examples.test_labels}
+        path = folder.path / "examples.npz"
+        write_arrays(path, arrays)
+        record = {**record, "data": {**record["data"], "source": str(path), "layout": "hwc"}}
+    for index, path in enumerate(child_paths(folder, record["repeats"])):
+        RunFolder.create(path).write_config(child_record(record, index))
+
+
+def run_children(
+    paths: Sequence[Path],
+    *,
+    parallel: int,
+    device: str | None,
+    stop: threading.Event,
+    on_change: Callable[[int, int], None],
+) -> None:
+    """Bring every run to its end, `parallel` at a time, each in a process with its share of the cores.
+
+    Args:
+        paths: the run folders.
+        parallel: processes at a time.
+        device: another device than the runs were made for, or None.
+        stop: set from outside to stop; running ones save their places.
+        on_change: told (finished, running) whenever that changes.
+
+    Raises:
+        Interrupted: when stopped.
+        RunError: if a run fails; names it and what it said.
+    """
+    waiting = [path for path in paths if open_run(path).status.get("state") != "finished"]
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    done = len(paths) - len(waiting)
+    on_change(done, 0)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel and not stop.is_set():
+                path = waiting.pop(0)
+                command = [sys.executable, "-m", "bayesarch", "resume", str(path), "--json"]
+                command += [] if device is None else ["--device", device]
+                with (path / "process.txt").open("ab") as log:
+                    running[path] = subprocess.Popen(
+                        command, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                    )
+                on_change(done, len(running))
+            for path, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[path]
+                if process.returncode != 0 and not stop.is_set():
+                    raise RunError(_what_failed(path))
+                done += process.returncode == 0
+                on_change(done, len(running))
+            if stop.is_set():
+                raise Interrupted
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def _what_failed(path: Path) -> str:
+    said = (path / "process.txt").read_text(errors="replace").strip().splitlines()
+    last = said[-1] if said else "nothing was said"
+    return f"the repeat {path} failed: {last}; the others are kept: bayesarch resume {path.parent.parent}"
+
+
+def collect(folder: RunFolder, settings: Settings, space: Space | None, *, seconds: float) -> None:
+    """Write the union of finished runs: posterior, summary, report."""
+    runs = [open_run(path, space=space) for path in child_paths(folder, settings.repeats)]
+    posterior = Listed.recurrence([run.architecture for run in runs])
+    folder.write_json("data.json", {**runs[0].data, "bootstrap": "each run has its own"})
+    folder.write_json("posterior.json", posterior.to_json())
+    mode = posterior.mode()
+    folder.write_json("architectures/found.json", {**mode.to_json(), "string": str(mode), "digest": mode.digest})
+    cost = architecture_cost(
+        mode,
+        sizes=settings.sizes,
+        input_shape=tuple(runs[0].data["input_shape"]),
+        classes=len(runs[0].data["classes"]),
+    )
+    folder.write_json(
+        "summary.json",
+        {
+            "repeats": len(runs),
+            "cell": str(mode),
+            "votes": sum(run.architecture == mode for run in runs),
+            "digest": mode.digest,
+            "method": settings.method.name,
+            "space": settings.space.name,
+            "cite": settings.method.cite,
+            "kind": posterior.kind,
+            "word": word(posterior),
+            "edges": edge_rows(posterior, runs),
+            "params": cost.params,
+            "macs": cost.macs,
+            "distinct_cells": len(posterior.members),
+            "distinct_functions": len({run.architecture.canonical for run in runs}),
+            "entropy": posterior.entropy(),
+            "runs": [_run_row(run) for run in runs],
+            "warnings": collapse_warnings(mode),
+            "times": {"seconds_of_this_process": seconds, "seconds": sum(r.summary["times"]["seconds"] for r in runs)},
+        },
+    )
+    write_repeats_report(folder)
+
+
+def edge_rows(posterior: Listed, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return one row per choice: every option's share of runs with its interval, and in how many it was inactive."""
+    table, intervals, mode = posterior.weights(), posterior.intervals(), posterior.mode()
+    rows = []
+    for position, choice in enumerate(posterior.space.choices):
+        names = mode.option_names(position)
+        rows.append(
+            {
+                "choice": choice.name,
+                "cell": choice.cell,
+                "source": choice.source,
+                "target": choice.target,
+                "zero": choice.zero is not None and names == (choice.options[choice.zero],),
+                "options": list(names),
+                "inactive": position in mode.inactive,
+                "inactive_runs": sum(position in run.architecture.inactive for run in runs),
+                "shares": {
+                    option: {"share": table[choice.name][option], "interval_90": list(intervals[choice.name][option])}
+                    for option in choice.options
+                },
+            }
+        )
+    return rows
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    return {
+        "seed": run.config["seed"],
+        "cell": summary["cell"],
+        "selection_accuracy": summary["selection_accuracy"],
+        "selection_loss": summary["selection_loss"],
+        "macs": summary["macs"],
+        "params": summary["params"],
+        "search_epochs": summary["search_epochs"],
+        "seconds": summary["times"]["seconds"],
+    }

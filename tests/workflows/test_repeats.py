@@ -1,0 +1,140 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bayesarch as ba
+from bayesarch.errors import ConfigError, RunError
+from bayesarch.posteriors import jeffreys
+from bayesarch.spaces import TOY
+
+TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    out = tmp_path_factory.mktemp("repeats") / "run"
+    return ba.search(
+        "planted", space="toy", method="darts", seed=5, repeats=3, parallel=2, limit=300, out=out, set=TINY
+    )
+
+
+def children(run):
+    return [ba.open_run(path) for path in sorted(Path(run.path, "repeats").iterdir())]
+
+
+def test_each_run_has_its_own_seed_and_bootstrap(repeated):
+    runs = children(repeated)
+    assert [run.config["seed"] for run in runs] == [5, 6, 7]
+    assert [run.config["data"]["bootstrap"] for run in runs] == [5, 6, 7]
+    assert all(run.status["state"] == "finished" for run in runs)
+    prints = [run.data["fingerprint"] for run in runs]
+    assert len({p["weights"] for p in prints}) == len({p["architecture"] for p in prints}) == 3
+    assert len({p["selection"] for p in prints}) == len({p["test"] for p in prints}) == 1
+
+
+def test_the_union_counts_the_runs(repeated):
+    runs = children(repeated)
+    posterior = repeated.posterior
+    assert posterior.kind == "recurrence"
+    assert posterior.votes == 3
+    for position, choice in enumerate(posterior.space.choices):
+        names = [run.architecture.option_names(position)[0] for run in runs]
+        for option in choice.options:
+            k = names.count(option)
+            assert posterior.weights()[choice.name][option] == pytest.approx(k / 3)
+            assert posterior.intervals()[choice.name][option] == jeffreys(k, 3)
+    assert {arch for arch, _ in posterior.members} == {run.architecture for run in runs}
+    summary = repeated.summary
+    assert [row["cell"] for row in summary["runs"]] == [run.summary["cell"] for run in runs]
+    assert summary["votes"] == sum(run.architecture == posterior.mode() for run in runs)
+    assert summary["word"] == "share of runs"
+    assert ba.open_run(repeated.path).posterior.to_json() == posterior.to_json()
+
+
+def test_a_repeat_equals_a_search_with_its_settings(repeated, tmp_path):
+    """Processes side by side change nothing, but for the number of threads."""
+    import torch
+
+    run = children(repeated)[1]
+    assert json.loads(Path(run.path, "environment.json").read_text())["threads"] == max(1, os.cpu_count() // 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, os.cpu_count() // 2))
+    try:
+        alone = ba.search(config={**run.config}, out=tmp_path / "alone")
+    finally:
+        torch.set_num_threads(threads)
+    assert alone.posterior.to_json() == run.posterior.to_json()
+
+
+def test_the_page_and_the_table(repeated):
+    page = Path(repeated.path, "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "3 independent runs" in page.replace("\n", " ")
+    shown = subprocess.run(
+        [sys.executable, "-m", "bayesarch", "show", repeated.path], capture_output=True, text=True, check=True
+    )
+    assert "share of runs" in shown.stdout
+    assert "of 3 runs" in shown.stdout
+
+
+def test_arrays_are_kept_for_the_processes(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(120, 1, 8, 8)).astype(np.float32), np.arange(120) % 3
+    run = ba.search((images, labels), space="toy", method="random", repeats=2, out=tmp_path / "run", set=TINY)
+    assert run.posterior.votes == 2
+    assert (tmp_path / "run" / "examples.npz").is_file()
+    assert run.data["classes"] == ["0", "1", "2"]
+
+
+def test_a_stopped_repeat_goes_on(tmp_path):
+    """SIGTERM to the parent stops the children at a step; resume brings all to the end that they would have had."""
+    out = tmp_path / "run"
+    flags = ["--data", "planted", "--space", "toy", "--method", "darts", "--repeats", "3", "--parallel", "2"]
+    sets = [part for k, v in {**TINY, "engine.epochs": 30}.items() for part in ("--set", f"{k}={v}")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bayesarch", "search", "--out", str(out), *flags, *sets],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if (out / "repeats" / "000" / "metrics.jsonl").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "bayesarch resume" in said
+    assert ba.open_run(out).status["state"] == "interrupted"
+    with pytest.raises(RunError, match="resume"):
+        _ = ba.open_run(out).summary
+    done = ba.resume(out, parallel=2)
+    assert done.posterior.votes == 3
+
+
+def test_a_failing_repeat_is_named(repeated, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(repeated.path, out)
+    for name in ("status.json", "summary.json", "posterior.json"):
+        (out / name).unlink()
+    (out / "status.json").write_text('{"format": 1, "state": "interrupted"}')
+    broken = out / "repeats" / "001"
+    (broken / "status.json").write_text('{"format": 1, "state": "interrupted"}')
+    (broken / "checkpoints" / "last.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(RunError, match=r"repeats/001 failed: error: .*damaged"):
+        ba.resume(out)
+    assert ba.open_run(out).status["state"] == "failed"
+
+
+def test_what_cannot_be_repeated(tmp_path):
+    with pytest.raises(ConfigError, match="by name"):
+        ba.search("planted", space=TOY, repeats=2, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="repeats: must be a whole number"):
+        ba.search("digits", repeats=0, out=tmp_path / "run2")
