@@ -200,8 +200,8 @@ def test_unknown_options_and_commands():
 
 def test_public_names():
     assert set(ba.__all__) == {
-        "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "DATASETS", "METHODS",
-        "open_run", "resume", "search", "SPACES",
+        "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "compare", "DATASETS",
+        "METHODS", "open_run", "resume", "search", "SPACES",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
     assert set(ba.METHODS) == {

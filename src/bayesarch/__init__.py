@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bayesarch.spaces import Architecture as Architecture
     from bayesarch.spaces import Choice as Choice
     from bayesarch.spaces import Space as Space
+    from bayesarch.workflows.compare import compare as compare
     from bayesarch.workflows.run import Run as Run
     from bayesarch.workflows.run import open_run as open_run
     from bayesarch.workflows.search import resume as resume
@@ -33,6 +34,7 @@ _HOMES = {
     "Run": ("bayesarch.workflows.run", "Run"),
     "Space": ("bayesarch.spaces", "Space"),
     "build": ("bayesarch.nets", "build"),
+    "compare": ("bayesarch.workflows.compare", "compare"),
     "DATASETS": ("bayesarch.data", "DATASETS"),
     "METHODS": ("bayesarch.methods", "METHODS"),
     "open_run": ("bayesarch.workflows.run", "open_run"),
@@ -52,6 +54,7 @@ __all__ = [
     "Space",
     "__version__",
     "build",
+    "compare",
     "open_run",
     "resume",
     "search",

@@ -54,6 +54,7 @@ def search(
     max_params: Annotated[str | None, typer.Option(help="Most parameters of the found network")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds of it for one image, here")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Be done after so long, with the best so far")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Table to look the cell up in at the end: nb201=PATH")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as method.delta=0.1")
@@ -91,7 +92,10 @@ def search(
 
     with Progress(quiet=as_json) as progress:
         run = _interruptible(
-            lambda: run_search(data, out=out, parallel=parallel, listener=progress.listener, **asked), progress
+            lambda: run_search(
+                data, out=out, parallel=parallel, benchmark=benchmark, listener=progress.listener, **asked
+            ),
+            progress,
         )
     _conclude(run, as_json)
 
@@ -130,6 +134,7 @@ def show(
     space: Annotated[str, typer.Option(help="Space of the architecture")] = "nb201",
     input_shape: Annotated[str, typer.Option(help="Channels, height and width to price it at")] = "3,32,32",
     classes: Annotated[int, typer.Option(help="Classes to price it at")] = 10,
+    benchmark: Annotated[str | None, typer.Option(help="Table to look the cell up in: nb201=PATH")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the final table of a run, or the best so far; or what an architecture is and costs."""
@@ -149,7 +154,13 @@ def show(
         record = {"state": opened.status["state"], "best": str(opened.best), "rounds": len(opened.metrics)}
         _print_json(record) if as_json else print(f"{status_line(opened)}\nbest so far: {opened.best}")
         return
-    _print_json({**opened.summary, "posterior": opened.posterior.to_json()}) if as_json else print_summary(opened)
+    if benchmark is not None:
+        from bayesarch.workflows.lookup import look_up
+
+        look_up(opened, benchmark)
+    _print_json(
+        {**opened.summary, "posterior": opened.posterior.to_json(), "lookup": opened.lookup}
+    ) if as_json else print_summary(opened)
 
 
 @app.command()
@@ -165,6 +176,24 @@ def sample(
 
     rows = draw(run, n, seed=seed)
     _print_json(rows) if as_json else print_samples(rows)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished run folders.")],
+    out: Annotated[str | None, typer.Option(help="An HTML page to write, with pictures")] = None,
+    as_json: Json = False,
+) -> None:
+    """Set runs side by side: quality and cost, paired by seed, with intervals, and who is not beaten in both."""
+    from bayesarch.workflows.compare import compare as set_side_by_side
+
+    record = set_side_by_side(runs, out=out)
+    if as_json:
+        _print_json(record)
+        return
+    from bayesarch.terminal import print_comparison
+
+    print_comparison(record, out)
 
 
 @app.command()
@@ -196,7 +225,7 @@ def _interruptible(work: Any, progress: Any) -> Any:
 
 def _conclude(run: Any, as_json: bool) -> None:
     if as_json:
-        _print_json({"path": run.path, **run.summary})
+        _print_json({"path": run.path, **run.summary, "lookup": run.lookup})
     else:
         from bayesarch.terminal import print_summary
 

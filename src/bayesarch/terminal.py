@@ -12,6 +12,7 @@ __all__ = [
     "Progress",
     "plan_line",
     "print_architecture",
+    "print_comparison",
     "print_doctor",
     "print_repeats",
     "print_samples",
@@ -187,6 +188,7 @@ def print_summary(run: Any) -> None:
         *_more_lines(summary),
         ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {_duration(times['seconds'])}"
                    + _fired(summary.get("fired_by"))),
+        *_lookup_lines(run.lookup),
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
         ("report", f"{run.path}/report.html"),
         ("next", f"bayesarch sample {run.path} -n 5"),
@@ -224,10 +226,53 @@ def print_repeats(run: Any) -> None:
         ("accuracy", f"{sum(accuracies) / len(accuracies):.4f} ({low:.4f} to {high:.4f}) on the selection split, "
                      "weights inherited from the search"),
         ("search", f"{_duration(summary['times']['seconds'])} in all runs together"),
+        *_lookup_lines(run.lookup),
         ("report", f"{run.path}/report.html"),
         ("next", f"bayesarch sample {run.path} -n 5"),
     ):  # fmt: skip
         console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_comparison(record: dict[str, Any], page: str | None) -> None:
+    """Print groups of runs side by side."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    for name in ("runs", record["metric"].replace("_", " "), "difference", "MACs", "search", "MACs spent"):
+        table.add_column(name, justify="right")
+    for dataset in record["datasets"]:
+        table.add_column(f"regret, {dataset}", justify="right")
+    for place, group in enumerate(record["groups"]):
+        gap = "-" if place == 0 else f"{group['difference']['mean']:+.4f}{_span(group['difference'])}"
+        table.add_row(
+            group["name"],
+            str(group["n"]),
+            f"{group['quality']['mean']:.4f}{_span(group['quality'])}",
+            gap if place == 0 or group["difference"]["paired"] else f"{gap} unpaired",
+            _amount(group["macs"]) + ("*" if group["pareto_macs"] else ""),
+            _duration(group["seconds"]) + ("*" if group["pareto_seconds"] else ""),
+            _amount(group["forward_macs"]),
+            *(_regret(group["table"].get(dataset)) for dataset in record["datasets"]),
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"selection split, n = {record['n_selection']}; in brackets {100 * record['level']:.0f} % intervals; "
+        f"differences are to {record['groups'][0]['name']}; * no other group is as good and as cheap",
+        highlight=False,
+    )
+    if page is not None:
+        console.print(f"page      {page}", highlight=False)
+
+
+def _span(interval: dict[str, float]) -> str:
+    missing = interval["low"] != interval["low"]
+    return "" if missing else f" ({interval['low']:.4f} to {interval['high']:.4f})"
+
+
+def _regret(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['regret']['mean']:.2f}{' (transfer)' if row['transfer'] else ''}"
 
 
 def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -239,6 +284,30 @@ def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         )
     for name, row in summary.get("limits", {}).items():
         lines.append(("limit", f"{name} {row['found']:,.6g}, allowed {row['allowed']:,.6g}"))
+    return lines
+
+
+def _lookup_lines(record: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return one line per data set of a benchmark's table."""
+    lines = []
+    for row in [] if record is None else record["answers"]:
+        transfer = " (transfer)" if row["transfer"] else ""
+        reference = "" if row["reference"] is None else f", {record['reference']} {row['reference']:.2f}"  # type: ignore[index]
+        lines.append(
+            (
+                "table",
+                f"{row['dataset']}{transfer}: {row['accuracy']:.2f} % test, rank {row['rank']:,} of {row['of']:,}, "
+                f"regret {row['regret']:.2f} (optimum {row['optimum']:.2f}{reference})",
+            )
+        )
+    for row in [] if record is None else record.get("over_runs", []):
+        lines.append(
+            (
+                "table",
+                f"{row['dataset']}: mean over {row['n']} runs {row['accuracy']:.2f} % test, standard deviation "
+                f"{row['accuracy_sd']:.2f}, regret {row['regret']:.2f}",
+            )
+        )
     return lines
 
 

@@ -24,6 +24,8 @@ class DataConfig(Config):
 
     source: str = "digits"
     """A built-in set (`digits`, `planted`), an .npz file, or a folder with one sub-folder per class."""
+    called: str | None = None
+    """What the data are, such as cifar10, for tables of benchmarks; null: the source's name."""
     limit: int | None = Field(default=None, ge=20)
     """Use only so many training examples, drawn by class; None: all."""
     layout: Layout = "auto"

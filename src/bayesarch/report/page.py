@@ -1,14 +1,16 @@
 """One self-contained page per run: reads a run folder, draws, writes report.html. No torch, no network."""
 
 import statistics
+from importlib.resources import files
 from math import log
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bayesarch.runs import RunFolder, write_atomically
 
-__all__ = ["write_repeats_report", "write_report"]
+__all__ = ["write_comparison", "write_repeats_report", "write_report"]
 
 
 def write_report(folder: RunFolder) -> None:
@@ -65,8 +67,32 @@ def _common(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def write_comparison(path: Path, record: dict[str, Any]) -> None:
+    """Write one page that sets groups of runs side by side.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    from bayesarch.report import plots
+
+    write_atomically(path, _render("compare.html", {"record": record, "picture": plots.pareto(record)}))
+
+
 def _write(folder: RunFolder, template: str, content: dict[str, Any]) -> None:
+    write_atomically(folder.path / "report.html", _render(template, content))
+
+
+def _render(template: str, content: dict[str, Any]) -> bytes:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("bayesarch.report", "."), autoescape=True, undefined=StrictUndefined)
-    write_atomically(folder.path / "report.html", environment.get_template(template).render(**content).encode())
+    style = files("bayesarch.report").joinpath("style.css").read_text()
+    return environment.get_template(template).render(**content, style=Markup(style), span=_span).encode()
+
+
+def _span(interval: dict[str, float]) -> str:
+    """Return an interval as text; nothing where there is none."""
+    if interval["low"] != interval["low"]:
+        return ""
+    return f" ({interval['low']:.4f} to {interval['high']:.4f})"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 
-__all__ = ["cell", "heatmap", "intervals", "learning", "pruning"]
+__all__ = ["cell", "heatmap", "intervals", "learning", "pareto", "pruning"]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
@@ -78,6 +78,37 @@ def intervals(edges: Records) -> str:
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(edge["choice"], fontsize=8, color=INK, loc="left")
         _quiet(axes)
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def pareto(record: Mapping[str, Any]) -> str:
+    """Return quality against the MACs of what was found, and against the seconds of the search; a line is the front."""
+    figure = Figure(figsize=(7.2, 3.1))
+    for axes, cost, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("macs", "seconds"),
+        ("MACs of the found network", "search, seconds"),
+        strict=True,
+    ):
+        for row in record["runs"]:
+            axes.plot([row[cost]], [row["quality"]], ".", color=GREY, markersize=4)
+        front = sorted((g[cost], g["quality"]["mean"]) for g in record["groups"] if g[f"pareto_{cost}"])
+        axes.plot([x for x, _ in front], [y for _, y in front], "-", color=WARM, linewidth=1.0, zorder=1)
+        for group in record["groups"]:
+            colour = WARM if group[f"pareto_{cost}"] else ACCENT
+            axes.plot([group[cost]], [group["quality"]["mean"]], "o", color=colour, markersize=6)
+            axes.annotate(
+                group["name"],
+                (group[cost], group["quality"]["mean"]),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel(label, fontsize=9)
+        _quiet(axes)
+    figure.axes[0].set_ylabel(record["metric"].replace("_", " "), fontsize=9)
     figure.tight_layout()
     return _svg(figure)
 

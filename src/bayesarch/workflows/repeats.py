@@ -31,7 +31,7 @@ from bayesarch.workflows.config import Settings
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.summary import collapse_warnings
 
-__all__ = ["child_paths", "child_record", "collect", "prepare_children", "run_children"]
+__all__ = ["child_paths", "child_record", "child_runs", "collect", "prepare_children", "run_children"]
 
 POLL_SECONDS = 0.3
 
@@ -45,6 +45,12 @@ def child_record(record: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return the settings of run `index` (0, 1, ...): its own seed and bootstrap, counted from the first seed."""
     seed = record["seed"] + index
     return {**record, "seed": seed, "repeats": 1, "data": {**record["data"], "bootstrap": seed}}
+
+
+def child_runs(run: Run) -> list[Run]:
+    """Return the runs of a repeated search; none for a single one."""
+    repeats = run.config.get("repeats", 1)
+    return [open_run(path) for path in child_paths(run.folder, repeats)] if repeats > 1 else []
 
 
 def prepare_children(folder: RunFolder, record: dict[str, Any], data: Any, examples: Examples) -> None:

@@ -78,6 +78,11 @@ class Run:
         return self.folder.read_json("summary.json")
 
     @property
+    def lookup(self) -> dict[str, Any] | None:
+        """What a benchmark's table says of the found cell; None where it was not looked up."""
+        return self.folder.read_json("lookup.json") if self.folder.has("lookup.json") else None
+
+    @property
     def best(self) -> Architecture | None:
         """The best architecture so far, at any time: after a round, what the search would find if it ended there."""
         if self.folder.has("posterior.json"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors.torch
 
+from bayesarch.benchmarks import read_table
 from bayesarch.data import Examples
 from bayesarch.engine import Engine, Interrupted, Method, Observer, Place
 from bayesarch.errors import BayesarchError, ConfigError, RunError
@@ -22,6 +23,7 @@ from bayesarch.spaces import Space
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import Arrays, Job, prepare
+from bayesarch.workflows.lookup import look_up
 from bayesarch.workflows.plan import Plan
 from bayesarch.workflows.repeats import child_paths, collect, prepare_children, run_children
 from bayesarch.workflows.run import Run, open_run
@@ -56,6 +58,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     max_params: int | None = None,
     max_latency_ms: float | None = None,
     max_minutes: float | None = None,
+    benchmark: str | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
     listener: Listener | None = None,
@@ -77,6 +80,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         max_params: most parameters of the found network.
         max_latency_ms: most milliseconds of the found network for one image, here and now.
         max_minutes: stop searching in time to be done after so many minutes, with the best so far.
+        benchmark: `name=path` of a table to look the found cell up in when the search has ended, as nb201=table.csv.
         config: a YAML file or a mapping of settings.
         set: `section.field=value` pairs or a mapping of dotted names; the last word.
         listener: who is told how it goes.
@@ -101,6 +105,8 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         config=config,
         set=set,
     )
+    if benchmark is not None:
+        read_table(benchmark)  # a wrong path is said now, not after hours
     target = Path(out) if out is not None else _free_name(job, data)
     _check_writable(target)
     listener.on_plan(job.plan(), job.settings)
@@ -112,8 +118,12 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         if isinstance(space, Space) or not isinstance(method, str | None):
             raise ConfigError("repeats run in processes of their own and need a space and a method by name")
         prepare_children(folder, job.settings.record(), data, job.examples)
-        return _go_on_with_repeats(job, folder, listener, parallel=parallel)
-    return _go(job, folder, listener, fresh=True)
+        run = _go_on_with_repeats(job, folder, listener, parallel=parallel)
+    else:
+        run = _go(job, folder, listener, fresh=True)
+    if benchmark is not None:
+        look_up(run, benchmark)
+    return run
 
 
 def resume(
