@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from bayesarch.nets import Supernet, architecture_cost
+from bayesarch.spaces import Architecture
 from bayesarch.workflows.config import settle
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +74,33 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
         if not target.startswith(("http:", "https:", "mailto:")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "input_shape", "classes", "params"),
+    [
+        ("bpnas-cifar10", (3, 32, 32), 10, 129_306),
+        ("bpnas-cifar100", (3, 32, 32), 100, 135_156),
+        ("bpnas-imagenet16-120", (3, 16, 16), 120, 136_456),
+        ("photographs-224", (3, 224, 224), 7, None),
+    ],
+)
+def test_recipes_fit_the_shape_of_their_data(recipe, input_shape, classes, params):
+    """The data are not here; the network of the recipe is, and has the parameters that the benchmark gives for cell 0."""
+    settings = settle(yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text()))
+    text = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
+    arch = Architecture.parse(text, settings.space)
+    cost = architecture_cost(arch, sizes=settings.sizes, input_shape=input_shape, classes=classes)
+    if params is not None:
+        assert cost.params == params
+    sizes = settings.sizes.model_copy(update={"channels": 2, "cells": 1})
+    net = Supernet(
+        settings.space,
+        input_shape=input_shape,
+        classes=classes,
+        sizes=sizes,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert net(torch.zeros(2, *input_shape), net.one_hot(arch), frozenset(arch.columns)).shape == (2, classes)
+    if recipe == "photographs-224":
+        assert net.stem(torch.zeros(2, *input_shape)).shape == (2, 2, 28, 28)

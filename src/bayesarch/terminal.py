@@ -13,6 +13,7 @@ __all__ = [
     "plan_line",
     "print_architecture",
     "print_comparison",
+    "print_data_check",
     "print_doctor",
     "print_repeats",
     "print_samples",
@@ -351,6 +352,37 @@ def print_architecture(record: dict[str, Any]) -> None:
                  f"{record['classes']} classes, the space's default sizes"),
     ):  # fmt: skip
         Console().print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_data_check(record: dict[str, Any]) -> None:
+    """Print what a data source holds, what is wrong with it, and settings to start from."""
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class")
+    for split in record["splits"]:
+        table.add_column(split, justify="right")
+    classes = sorted({label for counts in record["splits"].values() for label in counts})
+    for label in classes[:30]:
+        table.add_row(label, *(str(counts.get(label, 0)) for counts in record["splits"].values()))
+    if len(classes) > 30:
+        table.add_row(f"... {len(classes) - 30} more")
+    table.add_row("all", *(str(sum(counts.values())) for counts in record["splits"].values()), style="bold")
+    console.print(table)
+    console.print()
+    for name in ("sizes", "modes"):
+        some = ", ".join(f"{k} ({n})" for k, n in list(record[name].items())[:6])
+        more = f", {len(record[name]) - 6} more" if len(record[name]) > 6 else ""
+        console.print(f"{name:<9} {some}{more}", highlight=False, soft_wrap=True, markup=False)
+    for line in record["faults"]:
+        console.print(f"fault     {line}", style="red", highlight=False, soft_wrap=True, markup=False)
+    for line in record["remarks"]:
+        console.print(f"note      {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    settings = {k: v for k, v in record["suggested"].items() if k != "data.source"}
+    sets = "".join(f" --set {k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in settings.items())
+    after = "" if record["usable"] else ", after the faults are mended"
+    console.print(
+        f"try{after}: bayesarch search --data {record['source']}{sets}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def print_doctor(result: dict[str, Any]) -> None:

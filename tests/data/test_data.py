@@ -110,7 +110,7 @@ def test_npz_errors(tmp_path):
         ({"y": LABELS}, "no images"),
         ({"x": IMAGES, "y": LABELS, "x_test": IMAGES}, "belong together"),
         ({"x": IMAGES, "y": LABELS, "x_test": IMAGES[:, :5], "y_test": LABELS}, "must agree"),
-        ({"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS + 1}, r"test labels must lie in 0\.\.3"),
+        ({"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS + 1}, r"(test).: labels must lie in 0\.\.3"),
         ({"x": np.array([IMAGES[0], None], dtype=object), "y": LABELS}, "plain arrays"),
     ):
         np.savez(path, **arrays)
@@ -147,7 +147,7 @@ def test_image_folder(tmp_path):
     image_folder(tmp_path / "given" / "train")
     image_folder(tmp_path / "given" / "test", n=3)
     given = load(DataConfig(source=str(tmp_path / "given")))
-    assert len(given.test_labels) == 6
+    assert len(given.given["test"][1]) == 6
 
 
 def test_image_folder_errors(tmp_path):

@@ -1,11 +1,13 @@
 """Labelled images in memory, checked at the door. numpy only.
 
-Images are kept as (n, height, width, channels), uint8 where they came as uint8 and float32 otherwise.
+Images are kept as (n, height, width, channels), uint8 where they came as uint8 and float32 otherwise; those of folders
+too large for memory stay on disk (`files.py`) and only look like that.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,15 +27,13 @@ class Examples:
         images: shape (n, H, W, C), uint8 or float32.
         labels: shape (n,), int64 in 0..K-1, every class present.
         classes: names of the K classes.
-        test_images: like `images`, or None.
-        test_labels: like `labels`, or None.
+        given: splits that the source gave, `test` or `selection` -> images and labels like the above.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     classes: tuple[str, ...]
-    test_images: np.ndarray | None = None
-    test_labels: np.ndarray | None = None
+    given: Mapping[str, tuple[Any, np.ndarray]] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -44,10 +44,9 @@ class Examples:
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the content; equal data, equal digest."""
         content = hashlib.sha256()
-        for array in (self.images, self.labels, self.test_images, self.test_labels):
-            if array is not None:
-                content.update(f"{array.dtype}{array.shape}".encode())
-                content.update(np.ascontiguousarray(array).data)
+        for array in (self.images, self.labels, *(part for name in sorted(self.given) for part in self.given[name])):
+            content.update(f"{array.dtype}{array.shape}".encode())
+            content.update(np.ascontiguousarray(array).data if isinstance(array, np.ndarray) else array.digest())
         return content.hexdigest()[:16]
 
 
@@ -58,6 +57,7 @@ def as_examples(
     layout: Layout = "auto",
     classes: tuple[str, ...] | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
+    selection: tuple[np.ndarray, np.ndarray] | None = None,
     source: str = "arrays",
 ) -> Examples:
     """Return checked examples.
@@ -68,6 +68,7 @@ def as_examples(
         layout: order of an image's axes.
         classes: class names; None: the labels themselves.
         test: images and labels of a given test set.
+        selection: images and labels of a given validation set; it becomes the selection split.
         source: where they came from, for messages.
 
     Raises:
@@ -77,18 +78,26 @@ def as_examples(
     tidy = _tidy_images(np.asarray(images), layout, source)
     if len(tidy) != len(labels):
         raise DataError(f"{source}: {len(tidy)} images but {len(labels)} labels")
-    if test is None:
-        return Examples(tidy, labels, classes)
-    test_images = _tidy_images(np.asarray(test[0]), layout, f"{source} (test)")
-    test_labels = _test_labels(np.asarray(test[1]), classes, source)
-    if len(test_images) != len(test_labels):
-        raise DataError(f"{source}: {len(test_images)} test images but {len(test_labels)} test labels")
-    if test_images.shape[1:] != tidy.shape[1:] or test_images.dtype != tidy.dtype:
+    given = {}
+    for name, part in (("test", test), ("selection", selection)):
+        if part is not None:
+            given[name] = _tidy_given(part, tidy, classes, layout, f"{source} ({name})")
+    return Examples(tidy, labels, classes, given)
+
+
+def _tidy_given(
+    part: tuple[np.ndarray, np.ndarray], like: np.ndarray, classes: tuple[str, ...], layout: Layout, source: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of a split that the source gave, checked against the training images."""
+    images, labels = _tidy_images(np.asarray(part[0]), layout, source), tidy_given_labels(part[1], classes, source)
+    if len(images) != len(labels):
+        raise DataError(f"{source}: {len(images)} images but {len(labels)} labels")
+    if images.shape[1:] != like.shape[1:] or images.dtype != like.dtype:
         raise DataError(
-            f"{source}: test images are {test_images.shape[1:]} {test_images.dtype}, "
-            f"the others {tidy.shape[1:]} {tidy.dtype}; they must agree"
+            f"{source}: images are {images.shape[1:]} {images.dtype}, those of training {like.shape[1:]} {like.dtype}; "
+            "they must agree"
         )
-    return Examples(tidy, labels, classes, test_images, test_labels)
+    return images, labels
 
 
 def _tidy_images(images: np.ndarray, layout: Layout, source: str) -> np.ndarray:
@@ -145,15 +154,16 @@ def _tidy_labels(
     return labels, classes or tuple(str(k) for k in range(n))
 
 
-def _test_labels(labels: np.ndarray, classes: tuple[str, ...], source: str) -> np.ndarray:
-    """Return test labels in terms of the training classes; not every class need occur."""
+def tidy_given_labels(labels: np.ndarray, classes: tuple[str, ...], source: str) -> np.ndarray:
+    """Return labels of a given split in terms of the training classes; not every class need occur."""
+    labels = np.asarray(labels)
     if labels.dtype.kind in "US":
         known = {name: k for k, name in enumerate(classes)}
         unknown = sorted({str(name) for name in labels} - set(known))
         if unknown:
-            raise DataError(f"{source}: the test set has classes that training has not: {', '.join(unknown[:5])}")
+            raise DataError(f"{source}: it has classes that training has not: {', '.join(unknown[:5])}")
         return np.array([known[str(name)] for name in labels], dtype=np.int64)
     labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(f"{source}: test labels must lie in 0..{len(classes) - 1}, one per image")
+        raise DataError(f"{source}: labels must lie in 0..{len(classes) - 1}, one per image")
     return labels

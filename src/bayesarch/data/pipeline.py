@@ -4,32 +4,27 @@ Images lie as (n, H, W, C) with their crop padding, so that crop and flip are on
 (B, C, H, W), is already in channels-last order.
 """
 
+from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bayesarch.data.batch import Batch
 from bayesarch.data.examples import Examples
+from bayesarch.data.files import FileSplit, ImageFiles
 from bayesarch.data.sources import DataConfig
 from bayesarch.data.splits import Partition
 
-__all__ = ["Batch", "Feeder", "Split", "splits_on"]
+__all__ = ["Feeder", "MemorySplit", "Split", "splits_on"]
+
+AHEAD = 4
+"""Batches of files that are read ahead of the one in use."""
 
 
-class Batch(NamedTuple):
-    """Images (B, C, H, W) as float32, channels last, and labels (B,) as int64.
-
-    `weights` (B,): how much each example counts in a loss, 1 on average; None: all the same.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None = None
-
-
-class Split:
+class MemorySplit:
     """One named split on a device.
 
     Args:
@@ -117,6 +112,10 @@ class Split:
             yield self.plain(index)
 
 
+Split = MemorySplit | FileSplit
+"""A split in memory, or one whose images stay on disk."""
+
+
 class Feeder:
     """Endless shuffled, augmented batches of one split; its place can be saved and put back.
 
@@ -131,7 +130,12 @@ class Feeder:
         self.split, self.batch_size = split, min(batch_size, len(split))
         self._order, self._augment = order, augment
         self.permutation = torch.empty(0, dtype=torch.int64)
-        self.position = 0
+        self.position = self.passes = 0
+        self._ahead: deque[tuple[int, Any]] = deque()
+        """(place, reading) of batches of files that are under way."""
+        self._base = 0
+        if isinstance(split, FileSplit):  # reading ahead must not move a stream, so batches have seeds by their place
+            self._base = int(torch.randint(2**31, (), generator=augment, device=augment.device))
 
     @property
     def steps_per_pass(self) -> int:
@@ -142,18 +146,39 @@ class Feeder:
         """Return the next batch, shuffling anew when fewer examples than a batch are left."""
         if self.position + self.batch_size > len(self.permutation):
             self.permutation = torch.randperm(len(self.split), generator=self._order)
-            self.position = 0
-        index = self.permutation[self.position : self.position + self.batch_size]
-        self.position += self.batch_size
+            self.position, self.passes = 0, self.passes + 1
+            self._ahead.clear()
+        start, self.position = self.position, self.position + self.batch_size
+        if isinstance(self.split, FileSplit):
+            return self._read(self.split, start)
+        index = self.permutation[start : self.position]
         return self.split.augmented(index.to(self.split.labels.device), generator=self._augment)
+
+    def _read(self, split: FileSplit, place: int) -> Batch:
+        """Return the batch at a place of the permutation, and have the next ones read."""
+        while self._ahead and self._ahead[0][0] != place:
+            self._ahead.popleft()
+        for start in range(place, min(place + (AHEAD + 1) * self.batch_size, len(self.permutation)), self.batch_size):
+            if start + self.batch_size <= len(self.permutation) and all(start != known for known, _ in self._ahead):
+                seed = self._base + 1_000_003 * self.passes + start
+                index = self.permutation[start : start + self.batch_size]
+                self._ahead.append((start, split.start(index, generator=torch.Generator().manual_seed(seed))))
+        _, work = self._ahead.popleft()
+        return split.finish(self.permutation[place : place + self.batch_size], work)
 
     def state(self) -> dict[str, Tensor]:
         """Return the current permutation and the place in it."""
-        return {"permutation": self.permutation.clone(), "position": torch.tensor(self.position)}
+        return {
+            "permutation": self.permutation.clone(),
+            "position": torch.tensor(self.position),
+            "passes": torch.tensor(self.passes),
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go back to a saved place."""
         self.permutation, self.position = state["permutation"].clone(), int(state["position"])
+        self.passes = int(state["passes"])
+        self._ahead.clear()
 
 
 def splits_on(
@@ -164,12 +189,14 @@ def splits_on(
     config: DataConfig,
     device: torch.device,
 ) -> dict[str, Split]:
-    """Return the named splits on a device; what is not named is not even copied there.
+    """Return the named splits on a device; what is not named is not even copied there. Large folders stay on disk.
 
     Scaling comes from the weights split alone, so that no other split leaks into it.
     """
     reference, _ = partition.take(examples, "weights")
     channels = examples.input_shape[0]
+    if isinstance(reference, ImageFiles):
+        reference = reference.some(1000)
     mean, std = np.zeros(channels), np.ones(channels)
     if config.normalise:
         mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
@@ -181,10 +208,9 @@ def splits_on(
     if config.class_weights == "balanced":
         counts = np.bincount(partition.take(examples, "weights")[1], minlength=len(examples.classes))
         class_weights = counts.sum() / (len(counts) * counts)
-    made = {}
+    made: dict[str, Split] = {}
     for name in names:
         images, labels = partition.take(examples, name)
-        made[name] = Split(
-            images, labels, config=config, mean=mean, std=std, device=device, class_weights=class_weights
-        )
+        kind: Any = FileSplit if isinstance(images, ImageFiles) else MemorySplit
+        made[name] = kind(images, labels, config=config, mean=mean, std=std, device=device, class_weights=class_weights)
     return made

@@ -9,6 +9,7 @@ test           read once, after everything is decided; a search never gets it
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,25 +29,29 @@ class Partition:
     """Which examples belong to which split.
 
     Attributes:
-        indices: per split, sorted indices; `test` counts in the source's own test set where it has one.
-        given_test: whether it has.
+        indices: per split, sorted indices; those of a split that the source gave count in that.
+        given: names of splits that the source gave.
     """
 
     indices: Mapping[str, np.ndarray]
-    given_test: bool
+    given: tuple[str, ...] = ()
+
+    @property
+    def given_test(self) -> bool:
+        """Whether the source gave a test set."""
+        return "test" in self.given
 
     @property
     def sizes(self) -> dict[str, int]:
         """Number of examples per split."""
         return {name: len(index) for name, index in self.indices.items()}
 
-    def take(self, examples: Examples, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, examples: Examples, name: str) -> tuple[Any, np.ndarray]:
         """Return images and labels of one split."""
         index = self.indices[name]
-        if name == "test" and self.given_test:
-            assert examples.test_images is not None
-            assert examples.test_labels is not None
-            return examples.test_images[index], examples.test_labels[index]
+        if name in self.given:
+            images, labels = examples.given[name]
+            return images[index], labels[index]
         return examples.images[index], examples.labels[index]
 
     def fingerprint(self, examples: Examples) -> dict[str, str]:
@@ -68,9 +73,9 @@ def split(examples: Examples, config: DataConfig) -> Partition:
         DataError: if a class has too few examples to appear in every split.
     """
     rng = np.random.default_rng(config.split_seed)
-    given_test = examples.test_labels is not None
-    names = SPLITS[:3] if given_test else SPLITS
-    shares = np.array(config.fractions[: len(names)])
+    given = tuple(sorted(examples.given))
+    names = tuple(name for name in SPLITS if name not in given)
+    shares = np.array([share for name, share in zip(SPLITS, config.fractions, strict=True) if name in names])
     shares = shares / shares.sum()
     pool = _limited(examples.labels, config.limit, rng)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -88,10 +93,9 @@ def split(examples: Examples, config: DataConfig) -> Partition:
         again = np.random.default_rng([config.bootstrap, 0xB007])
         for name in ("weights", "architecture"):
             indices[name] = _resampled(indices[name], examples.labels, again)
-    if given_test:
-        assert examples.test_labels is not None
-        indices["test"] = np.arange(len(examples.test_labels))
-    return Partition(indices, given_test)
+    for name in given:
+        indices[name] = np.arange(len(examples.given[name][1]))
+    return Partition({name: indices[name] for name in SPLITS}, given)
 
 
 def _resampled(index: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -64,13 +64,18 @@ def residual_stages(sizes: Any, input_shape: Shape, classes: int, make_cell: Mak
     """Return the NAS-Bench-201 network: conv3x3-BN, stages of cells, residual reductions between, BN-ReLU-mean-linear.
 
     Args:
-        sizes: `channels`, `cells` and `stages`.
+        sizes: `channels`, `cells`, `stages` and `stem_reductions`.
         input_shape: (channels, height, width) of an image.
         classes: number of classes.
         make_cell: makes the cells.
     """
     c = sizes.channels
-    stem = nn.Sequential(nn.Conv2d(input_shape[0], c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
+    halvings: list[nn.Module] = []
+    planes = input_shape[0]
+    for _ in range(sizes.stem_reductions):
+        halvings += [nn.Conv2d(planes, c, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
+        planes = c
+    stem = nn.Sequential(*halvings, nn.Conv2d(planes, c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
     layers: list[nn.Module] = []
     kinds: list[str | None] = []
     for stage in range(sizes.stages):

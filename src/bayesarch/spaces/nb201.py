@@ -29,6 +29,8 @@ class NB201Sizes(Config):
     """N: cells in each stage. The benchmark's is 5."""
     stages: int = Field(default=3, ge=1, le=6)
     """Stages, with a residual reduction between two. The benchmark's is 3."""
+    stem_reductions: int = Field(default=0, ge=0, le=4)
+    """Halvings of the side in the stem, each a convolution of stride 2, for large images. The benchmark's is 0."""
 
 
 def _format(arch: Architecture) -> str:

@@ -24,13 +24,13 @@ def check_dataset(source: str) -> None:
     assert set(np.unique(examples.labels)) == set(range(len(examples.classes))), "labels are 0..K-1, all present"
     assert examples.digest() == load(config).digest(), "loading twice must give the same"
     partition = split(examples, config)
-    pools = [set(index) for name, index in partition.indices.items() if name != "test" or not partition.given_test]
+    pools = [set(index) for name, index in partition.indices.items() if name not in partition.given]
     assert sum(map(len, pools)) == len(set().union(*pools)), "splits must not overlap"
     assert set().union(*pools) == set(range(len(examples.labels))), "splits must use every example"
     for name in partition.indices:
         images, labels = partition.take(examples, name)
         assert len(images) == len(labels) > 0, f"split {name} must not be empty"
-        if name != "test" or not partition.given_test:
+        if name not in partition.given:
             assert set(np.unique(labels)) == set(np.unique(examples.labels)), f"every class must be in split {name}"
     again = split(examples, config)
     assert partition.fingerprint(examples) == again.fingerprint(examples), "splits must be reproducible"

@@ -57,8 +57,9 @@ def prepare_children(folder: RunFolder, record: dict[str, Any], data: Any, examp
     """Write the run folders, each with its settings and nothing done yet; arrays are kept beside them once."""
     if not isinstance(data, str | os.PathLike | None):
         arrays = {"x_train": examples.images, "y_train": examples.labels, "classes": np.array(examples.classes)}
-        if examples.test_images is not None and examples.test_labels is not None:
-            arrays |= {"x_test": examples.test_images, "y_test": examples.test_labels}
+        for name, short in (("test", "test"), ("selection", "valid")):
+            if name in examples.given:
+                arrays[f"x_{short}"], arrays[f"y_{short}"] = examples.given[name]
         path = folder.path / "examples.npz"
         write_arrays(path, arrays)
         record = {**record, "data": {**record["data"], "source": str(path), "layout": "hwc"}}
