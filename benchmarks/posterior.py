@@ -148,7 +148,7 @@ def recurrence(arguments: argparse.Namespace) -> None:
 
 # --- toy, exactly ----------------------------------------------------------------------------------------------------
 
-FEATURES, EXAMPLES, NOISE = 8, 240, 6.0
+FEATURES, EXAMPLES, NOISE = 8, 240, 10.0
 
 
 def features_of(arch: Architecture, x: np.ndarray) -> np.ndarray:

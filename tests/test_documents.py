@@ -86,7 +86,7 @@ def test_links_lead_somewhere(document):
     ],
 )
 def test_recipes_fit_the_shape_of_their_data(recipe, input_shape, classes, params):
-    """The data are not here; the network of the recipe is, and has the parameters that the benchmark gives for cell 0."""
+    """The data are not here; its network is, with the parameters that the benchmark gives for cell 0."""
     settings = settle(yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text()))
     text = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
     arch = Architecture.parse(text, settings.space)

@@ -111,6 +111,8 @@ def test_a_table_is_read_when_the_search_has_ended(tmp_path, monkeypatch):
     (answer,) = told.lookup["answers"]
     assert answer["dataset"] == "cifar10"
     assert not answer["transfer"]
+    assert f"{answer['accuracy']:.2f}" in (tmp_path / "told" / "report.html").read_text()
+    assert 'id="lookup"' not in (tmp_path / "plain" / "report.html").read_text()
     assert look_up(plain, f"nb201={path}")["answers"] == [answer]
     unfinished = ba.open_run(tmp_path / "told")
     (tmp_path / "told" / "summary.json").unlink()

@@ -99,32 +99,76 @@ def test_a_page_needs_a_finished_run(tmp_path):
     assert not folder.has("report.html")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_real_browser(run, width, tmp_path):
-    """Headless Chromium, no network: no errors, everything visible, nothing wider than the window."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    settings = {"engine.epochs": 2, "engine.closing_epochs": 0}
+    out = tmp_path_factory.mktemp("report") / "repeated"
+    return ba.search("planted", space="toy", method="darts", repeats=3, limit=300, out=out, set=settings)
+
+
+def test_the_page_of_repeats_is_whole_and_says_what_was_counted(repeated):
+    tags = Tags()
+    tags.feed(page(repeated))
+    assert tags.open == []
+    assert tags.count["svg"] == 3
+    assert tags.loaded == []
+    for edge in repeated.summary["edges"]:
+        for row in edge["shares"].values():
+            if row["share"] > 0:
+                low, high = row["interval_90"]
+                assert f"{low:.2f} – {high:.2f}" in page(repeated)
+
+
+@pytest.fixture
+def chromium():
+    """A page in headless Chromium without network, or a skip that says so."""
+    place = shutil.which("chromium") or shutil.which("chromium-browser")
+    if place is None:
         pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        tab = browser.new_page(viewport={"width": width, "height": 800})
-        troubles, requests = [], []
-        tab.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.goto((Path(run.path) / "report.html").as_uri())
-        assert troubles == []
-        assert len(requests) == 1
-        assert tab.inner_text("#cell-string") == run.summary["cell"]
-        assert tab.locator("#edges tbody tr").count() == 3
-        boxes = [tab.locator("svg").nth(i).bounding_box() for i in range(4)]
-        assert all(box["width"] > 200 and box["height"] > 60 for box in boxes)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        tab.locator("summary").first.click()
-        assert tab.locator("details pre").first.is_visible()
-        tab.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        browser = playwright.chromium.launch(executable_path=place, args=flags)
+        yield browser
         browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("kind", ["repeats", "comparison"])
+def test_other_pages_in_a_real_browser(kind, width, repeated, chromium, tmp_path):
+    place, table, rows = Path(repeated.path) / "report.html", "#runs", 3
+    if kind == "comparison":
+        place, table, rows = tmp_path / "comparison.html", "#groups", 1
+        ba.compare([repeated.path], out=place)
+    tab = chromium.new_page(viewport={"width": width, "height": 800})
+    troubles = []
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.goto(place.as_uri())
+    assert troubles == []
+    assert tab.locator(f"{table} tbody tr").count() == rows
+    assert tab.locator("svg").first.bounding_box()["width"] > 200
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_real_browser(run, width, chromium, tmp_path):
+    """No errors, everything visible, nothing wider than the window."""
+    tab = chromium.new_page(viewport={"width": width, "height": 800})
+    troubles, requests = [], []
+    tab.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto((Path(run.path) / "report.html").as_uri())
+    assert troubles == []
+    assert len(requests) == 1
+    assert tab.inner_text("#cell-string") == run.summary["cell"]
+    assert tab.locator("#edges tbody tr").count() == 3
+    boxes = [tab.locator("svg").nth(i).bounding_box() for i in range(4)]
+    assert all(box["width"] > 200 and box["height"] > 60 for box in boxes)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.locator("summary").first.click()
+    assert tab.locator("details pre").first.is_visible()
+    tab.screenshot(path=str(tmp_path / "page.png"), full_page=True)

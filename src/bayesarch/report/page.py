@@ -60,6 +60,7 @@ def _common(folder: RunFolder) -> dict[str, Any]:
         "name": folder.name,
         "summary": summary,
         "data": folder.read_json("data.json"),
+        "lookup": folder.read_json("lookup.json") if folder.has("lookup.json") else None,
         "environment": folder.read_json("environment.json"),
         "config": yaml.safe_dump(folder.read_config(), sort_keys=False),
         "heatmap": plots.heatmap(weights, summary["edges"], summary["word"]),

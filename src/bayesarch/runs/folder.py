@@ -11,6 +11,8 @@
       architectures/*.json   what was found
       networks/*.safetensors inherited weights of what was found
       checkpoints/last.safetensors
+      lookup.json            what a benchmark's table says of it, where that was asked
+      repeats/*/             the runs of a repeated search, each a run folder
       report.html, log.txt
 
 Files are written whole or not at all: to a neighbour first, flushed to disk, then renamed.

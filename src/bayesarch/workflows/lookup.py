@@ -7,6 +7,7 @@ from typing import Any
 
 from bayesarch.benchmarks import read_table
 from bayesarch.errors import ConfigError
+from bayesarch.report import write_repeats_report, write_report
 from bayesarch.workflows.repeats import child_runs
 from bayesarch.workflows.run import Run
 
@@ -52,4 +53,5 @@ def look_up(run: Run, spec: str) -> dict[str, Any]:
             for rows in zip(*each, strict=True)
         ]
     run.folder.write_json("lookup.json", record)
+    (write_repeats_report if children else write_report)(run.folder)
     return record

@@ -1,0 +1,143 @@
+"""The formulas of benchmarks/ against closed forms; the records that are committed, and the page written from them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bayesarch.posteriors import MeanField
+from bayesarch.spaces import NB201, TOY, Architecture
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import posterior
+import results_page
+from cifar_jpeg import convert, decode
+
+CELLS = [Architecture(TOY, picks) for picks in TOY.all_picks()]
+
+
+def test_log_evidence_is_the_gaussian_density():
+    from scipy.stats import multivariate_normal
+
+    rng = np.random.default_rng(0)
+    phi, y = rng.normal(size=(30, 5)), rng.normal(size=30)
+    covariance = 0.7**2 * np.eye(30) + 1.3**2 * phi @ phi.T
+    expected = multivariate_normal(cov=covariance).logpdf(y)
+    assert posterior.log_evidence(phi, y, prior=1.3, noise=0.7) == pytest.approx(expected)
+
+
+def test_log_evidence_is_the_mean_likelihood_under_the_prior():
+    """By Monte Carlo over weights drawn from the prior."""
+    rng = np.random.default_rng(1)
+    phi, y = rng.normal(size=(6, 2)), rng.normal(size=6)
+    weights = rng.normal(size=(400_000, 2)) * 0.8
+    residuals = y - weights @ phi.T
+    logs = -0.5 * (residuals**2).sum(1) - 3 * np.log(2 * np.pi)
+    assert posterior.log_evidence(phi, y, prior=0.8, noise=1.0) == pytest.approx(np.log(np.exp(logs).mean()), abs=0.02)
+
+
+def test_features_are_those_of_the_supernet():
+    import torch
+
+    from bayesarch.nets import Supernet
+
+    x = np.random.default_rng(0).choice([-1.0, 1.0], size=(9, 8))
+    net = Supernet(TOY, input_shape=(1, 1, 8), classes=2, generator=torch.Generator().manual_seed(0)).double()
+    for arch in CELLS:
+        theirs = net.layers[0](torch.from_numpy(x), net.one_hot(arch)[0])
+        assert np.allclose(posterior.features_of(arch, x), theirs.numpy())
+
+
+def test_the_exact_posterior_is_calibrated():
+    """Problems drawn from the model itself: what has weight w is true in a share w of the problems."""
+    weights, true, covered = [], [], []
+    for index in range(120):
+        rng = np.random.default_rng(index)
+        truth = CELLS[int(rng.integers(27))]
+        x = rng.choice([-1.0, 1.0], size=(60, 6))
+        y = posterior.features_of(truth, x) @ rng.normal(size=6) + 4.0 * rng.normal(size=60)
+        logs = [posterior.log_evidence(posterior.features_of(a, x), y, prior=1.0, noise=4.0) for a in CELLS]
+        mass = posterior.by_function(dict(zip(CELLS, np.exp(np.array(logs) - max(logs)), strict=True)))
+        total = sum(mass.values())
+        mass = {name: value / total for name, value in mass.items()}
+        weights += list(mass.values())
+        true += [float(name == truth.canonical) for name in mass]
+        covered.append(posterior.in_credible_set(mass, truth.canonical, 0.9))
+    from bayesarch.posteriors.calibration import calibration_error
+
+    assert calibration_error(np.array(weights), np.array(true), bins=5) < 0.03
+    assert np.mean(covered) >= 0.85
+
+
+def test_credible_sets_by_hand():
+    mass = {"a": 0.5, "b": 0.3, "c": 0.2}
+    assert [posterior.in_credible_set(mass, name, 0.9) for name in "abcd"] == [True, True, True, False]
+    assert [posterior.in_credible_set(mass, name, 0.8) for name in "abc"] == [True, True, False]
+    assert not posterior.in_credible_set(mass, "b", 0.5)
+
+
+class Run:
+    """A run as `judge` sees it."""
+
+    def __init__(self, table, found):
+        self.posterior, self.architecture = MeanField(NB201, table), found
+        self.summary = {"selection_accuracy": 0.9, "search_epochs": 1, "times": {"seconds": 1.0}, "forward_macs": 1}
+
+
+def made_up_runs(truth, sharpness, n=60):
+    """Return runs that find cells by `truth` and say `truth` sharpened."""
+    rng, runs = np.random.default_rng(0), []
+    said = np.exp(sharpness * np.log(truth))
+    said /= said.sum()
+    for _ in range(n):
+        picks = tuple((int(rng.choice(5, p=truth)),) for _ in range(6))
+        runs.append(Run([said] * 6, Architecture(NB201, picks)))
+    return runs
+
+
+def test_judge_knows_calibrated_from_sharp_runs():
+    truth = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
+    honest, sharp = (posterior.judge(made_up_runs(truth, s)) for s in (1.0, 4.0))
+    assert honest["ece"] < 0.03
+    assert sharp["ece"] > 0.1
+    assert sharp["tempered"]["temperature"] == pytest.approx(4.0, rel=0.35)
+    assert sharp["tempered"]["ece_on_other_half"] < 0.05
+    assert honest["log_loss"] < min(sharp["log_loss"], honest["log_loss_of_equal_weights"])
+    assert honest["interval_coverage_at_90"] > 0.88
+
+
+def test_cifar_adapter(shared_data, tmp_path):
+    """Official order and labels; the first image of the training set is a frog, and JPEG keeps it recognisable."""
+    source = shared_data / "cifar10_jpegq75.npz"
+    images = decode(source, np.array([0, 1, 49_999]))
+    assert images.shape == (3, 32, 32, 3)
+    assert images.std() > 30
+    convert(source, tmp_path / "c.npz", train=50, test=20)
+    with np.load(tmp_path / "c.npz") as file:
+        assert np.array_equal(np.bincount(file["y_train"]), [5] * 10)
+        assert np.array_equal(np.bincount(file["y_test"]), [2] * 10)
+        with np.load(source) as whole:
+            first = int(np.flatnonzero(whole["y_train"] == file["y_train"][0])[0])
+        assert np.array_equal(file["x_train"][0], decode(source, np.array([first]))[0])
+
+
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_every_record_says_where_it_is_from(path):
+    record = json.loads(path.read_text())
+    assert record["command"].startswith("python benchmarks/")
+    assert record["environment"]["torch"]
+    assert record["environment"]["processor"]
+
+
+def test_the_page_is_written_from_the_records():
+    """docs/results.md is never edited by hand: python benchmarks/quality.py page"""
+    assert results_page.page() == results_page.PAGE.read_text()
+    for name, text in results_page.pictures().items():
+        assert (results_page.PAGE.parent / "figures" / name).read_text() == text
