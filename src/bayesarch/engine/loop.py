@@ -102,6 +102,7 @@ class Engine:
         if place.stage == "search":
             while not (self._capped() or self.method.finished(self.state) or self._late()):
                 self._round()
+            place.cut = not (self._capped() or self.method.finished(self.state))
             place.closing_lr = self._lr()
             self.state = self.method.conclude(self.state)
             if self.net.partial != partial_of(self.state):
@@ -116,7 +117,7 @@ class Engine:
             self.save()
         if place.stage == "examine":
             self.observer.on_step(place)
-            if not self._late():
+            if not (place.cut or self._late()):
                 with autocast(self.device, config.precision):
                     self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
             place.stage = "done"
@@ -222,8 +223,8 @@ class Engine:
     def _late(self) -> bool:
         """Return whether the time allowed is over.
 
-        While searching, the closing epochs' share is set aside; what is measured at the end is left out where less than
-        a tenth is left.
+        While searching, the closing epochs' share is set aside; what is measured at the end is left out where the time
+        ended the search, or less than a tenth of it is left.
         """
         if self.config.max_minutes is None:
             return False

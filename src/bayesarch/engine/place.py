@@ -78,6 +78,8 @@ class Place:
     """MACs of those passes, counted from the options that were computed."""
     seconds: float = 0.0
     """Time spent in rounds so far, over all processes that worked on this search."""
+    cut: bool = False
+    """Whether the time allowed ended the search."""
     closing_lr: float = 0.0
     """Learning rate at which the closing epochs start."""
     sums: dict[str, Tensor] = field(default_factory=dict)

@@ -21,17 +21,18 @@ import numpy as np
 
 from bayesarch.data import Examples
 from bayesarch.engine import Interrupted
-from bayesarch.errors import RunError
+from bayesarch.errors import BayesarchError, RunError
 from bayesarch.nets import architecture_cost
 from bayesarch.posteriors import Listed, word
 from bayesarch.report import write_repeats_report
 from bayesarch.runs import RunFolder, write_arrays
-from bayesarch.spaces import Space
 from bayesarch.workflows.config import Settings
+from bayesarch.workflows.job import Job
 from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.summary import collapse_warnings
 
-__all__ = ["child_paths", "child_record", "child_runs", "collect", "prepare_children", "run_children"]
+__all__ = ["child_paths", "child_record", "child_runs", "prepare_children", "repeat"]
 
 POLL_SECONDS = 0.3
 
@@ -67,7 +68,58 @@ def prepare_children(folder: RunFolder, record: dict[str, Any], data: Any, examp
         RunFolder.create(path).write_config(child_record(record, index))
 
 
-def run_children(
+def repeat(
+    job: Job,
+    folder: RunFolder,
+    *,
+    parallel: int | None,
+    on_repeats: Callable[[int, int, int], None],
+    device: str | None = None,
+) -> Run:
+    """Bring the repeats to their end and write their union.
+
+    Args:
+        job: the search, as the first of them would be.
+        folder: where `prepare_children` wrote them.
+        parallel: so many at a time; None: one per core, or one on a GPU.
+        on_repeats: told (finished, running, of) whenever that changes.
+        device: another device than they were made for, or None.
+
+    Raises:
+        Interrupted: when SIGINT or SIGTERM asked to stop; the runs have saved their places.
+        RunError: if one of them fails.
+    """
+    settings, started, stop = job.settings, time.time(), threading.Event()
+    at_once = parallel or (1 if job.device.type == "cuda" else os.cpu_count() or 1)
+
+    def on_change(done: int, running: int) -> None:
+        folder.write_status(state="running", stage="repeats", done=done, of=settings.repeats, pid=os.getpid())
+        on_repeats(done, running, settings.repeats)
+
+    try:
+        with stop_on_signal(stop):
+            _run_children(
+                child_paths(folder, settings.repeats),
+                parallel=min(max(at_once, 1), settings.repeats),
+                device=device,
+                stop=stop,
+                on_change=on_change,
+            )
+        _collect(folder, settings, seconds=time.time() - started)
+    except Interrupted:
+        folder.write_status(state="interrupted", stage="repeats")
+        folder.log([f"interrupted; bayesarch resume {folder.path}"])
+        raise
+    except BayesarchError as error:
+        folder.write_status(state="failed", stage="repeats", error=str(error))
+        folder.log([f"failed: {error}"])
+        raise
+    folder.write_status(state="finished", stage="done")
+    folder.log([f"finished {settings.repeats} repeats"])
+    return Run(folder, settings.space)
+
+
+def _run_children(
     paths: Sequence[Path],
     *,
     parallel: int,
@@ -130,9 +182,9 @@ def _what_failed(path: Path) -> str:
     return f"the repeat {path} failed: {last}; the others are kept: bayesarch resume {path.parent.parent}"
 
 
-def collect(folder: RunFolder, settings: Settings, space: Space | None, *, seconds: float) -> None:
+def _collect(folder: RunFolder, settings: Settings, *, seconds: float) -> None:
     """Write the union of finished runs: posterior, summary, report."""
-    runs = [open_run(path, space=space) for path in child_paths(folder, settings.repeats)]
+    runs = [open_run(path) for path in child_paths(folder, settings.repeats)]
     posterior = Listed.recurrence([run.architecture for run in runs])
     folder.write_json("data.json", {**runs[0].data, "bootstrap": "each run has its own"})
     folder.write_json("posterior.json", posterior.to_json())
@@ -156,7 +208,7 @@ def collect(folder: RunFolder, settings: Settings, space: Space | None, *, secon
             "cite": settings.method.cite,
             "kind": posterior.kind,
             "word": word(posterior),
-            "edges": edge_rows(posterior, runs),
+            "edges": _edge_rows(posterior, runs),
             "params": cost.params,
             "macs": cost.macs,
             "distinct_cells": len(posterior.members),
@@ -170,7 +222,7 @@ def collect(folder: RunFolder, settings: Settings, space: Space | None, *, secon
     write_repeats_report(folder)
 
 
-def edge_rows(posterior: Listed, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _edge_rows(posterior: Listed, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one row per choice: every option's share of runs with its interval, and in how many it was inactive."""
     table, intervals, mode = posterior.weights(), posterior.intervals(), posterior.mode()
     rows = []

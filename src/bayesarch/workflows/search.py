@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import Arrays, Job, prepare
 from bayesarch.workflows.lookup import look_up
 from bayesarch.workflows.plan import Plan
-from bayesarch.workflows.repeats import child_paths, collect, prepare_children, run_children
+from bayesarch.workflows.repeats import prepare_children, repeat
 from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.summary import kept_limits, summarise
 
 __all__ = ["Listener", "resume", "search"]
@@ -118,7 +118,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         if isinstance(space, Space) or not isinstance(method, str | None):
             raise ConfigError("repeats run in processes of their own and need a space and a method by name")
         prepare_children(folder, job.settings.record(), data, job.examples)
-        run = _go_on_with_repeats(job, folder, listener, parallel=parallel)
+        run = repeat(job, folder, parallel=parallel, on_repeats=listener.on_repeats)
     else:
         run = _go(job, folder, listener, fresh=True)
     if benchmark is not None:
@@ -163,43 +163,10 @@ def resume(
         )
     run.folder.write_json("environment.json", environment(job.device))
     if job.settings.repeats > 1:
-        return _go_on_with_repeats(job, run.folder, listener or Listener(), parallel=parallel, device=device)
+        told = (listener or Listener()).on_repeats
+        return repeat(job, run.folder, parallel=parallel, on_repeats=told, device=device)
     run.folder.write_json("data.json", job.data_record())
     return _go(job, run.folder, listener or Listener(), fresh=False)
-
-
-def _go_on_with_repeats(
-    job: Job, folder: RunFolder, listener: Listener, *, parallel: int | None, device: str | None = None
-) -> Run:
-    """Bring the repeats to their end and write their union."""
-    settings, started, stop = job.settings, time.time(), threading.Event()
-    at_once = parallel or (1 if job.device.type == "cuda" else os.cpu_count() or 1)
-
-    def on_change(done: int, running: int) -> None:
-        folder.write_status(state="running", stage="repeats", done=done, of=settings.repeats, pid=os.getpid())
-        listener.on_repeats(done, running, settings.repeats)
-
-    try:
-        with _stop_on_signal(stop):
-            run_children(
-                child_paths(folder, settings.repeats),
-                parallel=min(max(at_once, 1), settings.repeats),
-                device=device,
-                stop=stop,
-                on_change=on_change,
-            )
-        collect(folder, settings, None, seconds=time.time() - started)
-    except Interrupted:
-        folder.write_status(state="interrupted", stage="repeats")
-        folder.log([f"{_now()} interrupted; bayesarch resume {folder.path}"])
-        raise
-    except BayesarchError as error:
-        folder.write_status(state="failed", stage="repeats", error=str(error))
-        folder.log([f"{_now()} failed: {error}"])
-        raise
-    folder.write_status(state="finished", stage="done")
-    folder.log([f"{_now()} finished {settings.repeats} repeats"])
-    return Run(folder, settings.space)
 
 
 def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
@@ -220,7 +187,7 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
     folder.write_status(state="running", stage=engine.place.stage, epoch=0, pid=os.getpid())
     listener.on_start(engine)
     try:
-        with _stop_on_signal(stop):
+        with stop_on_signal(stop):
             engine.run()
         _finish(job, engine, folder, seconds=time.time() - started)
     except Interrupted:
@@ -257,27 +224,6 @@ def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> N
     write_report(folder)
     folder.write_status(state="finished", stage="done", steps=engine.place.steps)
     folder.log([f"{_now()} finished: {arch}"])
-
-
-@contextlib.contextmanager
-def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the current step; a second one acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _free_name(job: Job, data: Any) -> Path:
