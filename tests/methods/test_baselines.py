@@ -140,6 +140,21 @@ def test_only_options_that_are_used_are_computed(method, tmp_path, monkeypatch):
     assert before < 0.6 * passes * (engine.net.macs_spent - before)
 
 
+def test_partial_channels_are_counted_as_they_are_computed(tmp_path, monkeypatch):
+    engine = make_engine(tmp_path, method="pcdarts", **SMALL)
+    convolutions, original = [], F.conv2d
+
+    def spy(x, weight, *args, **kwargs):
+        out = original(x, weight, *args, **kwargs)
+        convolutions.append(out.numel() * weight[0].numel())
+        return out
+
+    monkeypatch.setattr("bayesarch.nets.cells.F.conv2d", spy)
+    engine.net(torch.zeros(3, 1, 8, 8), engine.method.gates(engine.state))
+    linear = engine.net.head[-1]
+    assert engine.net.macs_spent == sum(convolutions) + 3 * linear.in_features * linear.out_features
+
+
 def test_gdas_moves_only_what_was_drawn_and_its_rivals(tmp_path):
     """The weights of options that were not drawn get no gradient at all."""
     engine = make_engine(tmp_path, method="gdas", **SMALL)
@@ -165,7 +180,9 @@ def test_edge_weights_are_a_softmax_over_edges_into_one_node(generator):
 
 
 def test_pcdarts_rests_then_moves_options_and_edges(tmp_path):
-    engine = make_engine(tmp_path, method="pcdarts", **SMALL, epochs=10, settings={"resting_share": 0.3})
+    engine = make_engine(
+        tmp_path, method="pcdarts", **SMALL, epochs=10, settings={"resting_share": 0.3, "alpha_decay": 0.0}
+    )
     first = engine.state.a.clone()
     assert engine.net.partial == 4
     for _ in range(3):
@@ -174,9 +191,12 @@ def test_pcdarts_rests_then_moves_options_and_edges(tmp_path):
     engine._round()
     moved = (engine.state.a - first).abs()
     assert float(moved[:30].min()) > 0
-    assert (
-        float(moved[31:].min()) > 0
-    )  # edge 0 is alone at its node: its softmax is 1 whatever it is, only decay moves it
+    assert float(moved[31:].min()) > 0
+    assert float(moved[30]) == 0.0  # edge 0 is alone at its node: its softmax is 1 whatever it is
+    gates = engine.method.gates(engine.state).view(6, 5)
+    targets = [choice.target for choice in NB201.choices]
+    for node in ("1", "2", "3"):
+        assert float(sum(gates[i].sum() for i in range(6) if targets[i] == node)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("method", ["pcdarts", "drnas-progressive"])

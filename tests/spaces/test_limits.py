@@ -79,3 +79,18 @@ def test_cost_and_round_trip():
     assert Limits.from_json(limits.to_json()) == limits
     assert Limits.from_json(None) == NO_LIMITS
     assert limits.allow(TOY, picks) == (picks in {p for p, _ in brute_force(limits, [0.0] * 9, [True] * 9)})
+
+
+def test_what_cannot_be_completed_is_never_entered():
+    """Forty choices that would all rather be dear, and a budget for cheap ones only: one path, not 2^40."""
+    wide = Space(
+        name="wide",
+        choices=tuple(Choice(name=str(i), options=("cheap", "dear")) for i in range(40)),
+        skeleton=TOY.skeleton,
+        sizes=TOY.sizes,
+    )
+    limits = Limits(("cost",), (40.0,), (0.0,), ((1.0, 2.0) * 40,))
+    start = time.perf_counter()
+    assert next(limits.best(wide, [0.0, 1.0] * 40, [True] * 80))[0] == ((0,),) * 40
+    assert limits.reachable(wide, [True] * 80) == [True, False] * 40
+    assert time.perf_counter() - start < 10

@@ -278,15 +278,23 @@ class BPNAS:
             if not open_choices:
                 return replace(state, live=live, prunings=tuple(records))
             for position in open_choices:
-                columns, zero = self.space.columns(position), self.space.choices[position].zero
-                alive = [g for g in columns if live[g]]
-                keep = min(alive, key=lambda g: (int(net.option_macs[g]), g))
-                if zero is not None and live[columns[zero]]:
-                    keep = columns[zero]
-                for g in alive:
-                    if g != keep:
+                keep = self._cheapest(position, live, net, Limits.from_json(state.limits))
+                for g in self.space.columns(position):
+                    if live[g] and g != keep:
                         live[g] = False
                         records.append(self._record(g, clock, "inactive", None, None))
+
+    def _cheapest(self, position: int, live: Tensor, net: Supernet, limits: Limits) -> int:
+        """Return the live option of a choice to settle on: zero, or the fewest MACs, that keeps the limits in reach."""
+        columns, zero = self.space.columns(position), self.space.choices[position].zero
+        alive = [g for g in columns if live[g]]
+        alive.sort(key=lambda g: (zero is None or g != columns[zero], int(net.option_macs[g]), g))
+
+        def possible(keep: int) -> bool:
+            alone = [bool(live[g]) and (g == keep or g not in columns) for g in range(len(live))]
+            return limits.possible(self.space, alone)
+
+        return next(g for g in alive if possible(g))
 
     def _test(
         self,
@@ -312,13 +320,10 @@ class BPNAS:
         fired = fires(distances, n_live, self.config.delta, scale=self.config.delta_scale)
         if fired is None:
             return state, max(distances)
-        limits = Limits.from_json(state.limits)
         for g in prune_order(self._scores(state), choices.live_columns):
             live = state.live.clone()
             live[g] = False
             if self.config.keep_path and not self.space.connected(live_table(self.space, live)):
-                continue
-            if not limits.possible(self.space, live.tolist()):
                 continue
             after = self._loss(replace(state, live=live), net, data)
             cost = None if loss is None or after is None else implied_cost(loss, after, state.n_architecture)
