@@ -37,7 +37,7 @@ def main() -> None:
 @app.command()
 def search(
     data: Annotated[
-        str | None, typer.Option(help="digits, planted, an .npz file or a folder of images [digits]")
+        str | None, typer.Option(help="digits, planted, a folder of images, an .npz or .parquet file, hf:NAME [digits]")
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space [nb201]")] = None,
     method: Annotated[str | None, typer.Option(help="bpnas, drnas, darts, gdas, random, ... [bpnas]")] = None,

@@ -118,3 +118,21 @@ def test_a_table_is_read_when_the_search_has_ended(tmp_path, monkeypatch):
     (tmp_path / "told" / "summary.json").unlink()
     with pytest.raises(ConfigError, match="not finished"):
         look_up(unfinished, f"nb201={path}")
+
+
+def test_repeated_runs_are_looked_up_one_by_one(tmp_path):
+    cells = [str(Architecture(NB201, picks)) for picks in NB201.all_picks()]
+    accuracy = np.random.default_rng(0).uniform(10, 94, len(cells))
+    np.savez(tmp_path / "all.npz", arch=np.array(cells), c10_test_200=accuracy)
+    settings = {"engine.epochs": 1, "engine.closing_epochs": 0, "space.channels": 4, "method.candidates": 3}
+    run = ba.search(
+        "digits", method="random", repeats=2, limit=300, out=tmp_path / "run", set=settings,
+        benchmark=f"nb201={tmp_path / 'all.npz'}",
+    )  # fmt: skip
+    each = [accuracy[cells.index(row["cell"])] for row in run.summary["runs"]]
+    (row,) = run.lookup["over_runs"]
+    assert row["n"] == 2
+    assert row["accuracy"] == pytest.approx(np.mean(each))
+    assert row["regret"] == pytest.approx(accuracy.max() - np.mean(each))
+    assert run.lookup["answers"][0]["transfer"], "digits are not CIFAR-10"
+    assert 'id="lookup"' in (tmp_path / "run" / "report.html").read_text()

@@ -11,6 +11,7 @@ from bayesarch.engine.device import autocast, resolve_device
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, DeviceError, NumericalError
 from bayesarch.functional import Streams
+from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
 from bayesarch.nets.cells import ConvStack
 from bayesarch.spaces import NB201, TOY, Architecture
@@ -22,9 +23,8 @@ SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells":
 def same(a, b):
     """Assert that two engines are in the same place, bit for bit."""
     assert vars(a.place).keys() == vars(b.place).keys()
-    assert (a.place.stage, a.place.rounds, a.place.step, a.place.steps) == (
-        b.place.stage, b.place.rounds, b.place.step, b.place.steps
-    )  # fmt: skip
+    names = ("stage", "rounds", "step", "steps", "images", "macs")
+    assert [getattr(a.place, name) for name in names] == [getattr(b.place, name) for name in names]
     for mine, theirs in ((a.net.state_dict(), b.net.state_dict()), (a.weights.state(), b.weights.state())):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
@@ -33,7 +33,7 @@ def same(a, b):
     assert all(torch.equal(tensors[k], others[k]) for k in tensors)
 
 
-@pytest.mark.parametrize("method", ["bpnas", "drnas", "darts"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop_at", [1, 13, 18])
 def test_resume_is_bit_for_bit(tmp_path, method, stop_at):
     settings = {"method": method, "epochs": 8, "closing_epochs": 2, **SMALL}

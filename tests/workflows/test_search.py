@@ -292,3 +292,17 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_checkpoint(tmp_path,
 def test_every_error_is_one_of_ours():
     for kind in (ConfigError, DataError, DeviceError, RunError, CheckpointError):
         assert issubclass(kind, BayesarchError)
+
+
+@pytest.mark.parametrize("method", ba.METHODS)
+def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path):
+    """A short search on real images, with given test set; what it found is a network that runs."""
+    settings = {"space.channels": 4, "space.cells": 1, "engine.epochs": 2, "engine.closing_epochs": 1}
+    settings |= {"method.reopen_steps": 1} if method == "bpnas" else {}
+    run = ba.search(shared_data / "mnist.npz", method=method, limit=300, out=tmp_path / "run", set=settings)
+    assert run.status["state"] == "finished"
+    assert np.isfinite(run.posterior.log_prob(run.architecture))
+    assert run.posterior.entropy() <= run.posterior.space.log_size + 1e-9
+    assert run.network()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert run.summary["forward_macs"] > run.summary["images"] > 0
+    assert run.summary["cite"]
