@@ -97,7 +97,7 @@ def quality(record: dict) -> str:
 def recurrence(name: str, record: dict) -> str:
     """Return the calibration table of one data set of benchmarks/posterior.py."""
     head = ["method", "runs", "ECE (5 % to 95 %)", "weight of picked", "recurs", "ECE of picked", "T", "ECE at T",
-            "ECE at T = 1", "interval coverage", "cells", "accuracy", "forward MACs, T"]  # fmt: skip
+            "ECE at T = 1", "log loss", "equal weights", "interval coverage", "cells", "accuracy", "forward MACs, T"]  # fmt: skip
     body = []
     for method, m in record["methods"].items():
         t = m["tempered"]
@@ -107,7 +107,7 @@ def recurrence(name: str, record: dict) -> str:
                 method, str(m["runs"]), f"{m['ece']:.3f} ({low:.3f} to {high:.3f})", f"{m['picked']['mean_weight']:.2f}",
                 f"{m['picked']['mean_recurrence']:.2f}", f"{m['ece_of_picked']:.2f}", f"{t['temperature']:.3g}",
                 f"{t['ece_on_other_half']:.3f}", f"{t['ece_untempered_on_other_half']:.3f}",
-                f"{m['interval_coverage_at_90']:.2f}", str(m["distinct_cells"]),
+                f"{m['log_loss']:.2f}", f"{m['log_loss_of_equal_weights']:.2f}", f"{m['interval_coverage_at_90']:.2f}", str(m["distinct_cells"]),
                 f"{m['selection_accuracy']['mean']:.3f} ± {m['selection_accuracy']['sd']:.3f}",
                 f"{m['forward_macs'] / 1e12:.2f}",
             ]
@@ -118,7 +118,8 @@ def recurrence(name: str, record: dict) -> str:
         "gives, on average, to the options it picks; *recurs*: the share of the other runs that picked them too. A "
         "calibrated posterior has the two equal. ECE: mean distance between weight and recurrence over all options, in "
         "ten bins. *T*: the temperature that calibrates best on one half of the runs; *ECE at T* and *at T = 1* are "
-        "measured on the other half. *Interval coverage*: how often the 90 % intervals of `--repeats`, made from one half "
+        "measured on the other half. *Log loss*: of a run's weights as predictions, nats per option, beside that of *equal weights*, "
+        "which say nothing. *Interval coverage*: how often the 90 % intervals of `--repeats`, made from one half "
         f"of the runs, hold the counts of the other half.\n\n{table(head, body)}\n\n"
         f"![Reliability diagrams](figures/reliability_{name}.svg)\n\n"
         f"Methods that use all their epochs had {epochs_of(record)}. {machine(record)}\n"
