@@ -79,6 +79,13 @@ def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     assert run.posterior.kind == "mean-field", "what would be measured at the end is left out when the time is over"
 
 
+def test_random_search_ranks_all_its_candidates_when_the_time_is_over(tmp_path):
+    settings = {**QUICK, "engine.epochs": 100_000, "method.candidates": 9}
+    run = ba.search("digits", method="random", limit=300, out=tmp_path / "run", set=settings, max_minutes=0.03)
+    assert run.summary["candidates"] == 9
+    assert run.posterior.kind == "candidates"
+
+
 def test_the_best_so_far_is_there_while_a_search_runs(tmp_path):
     from bayesarch.workflows.search import Listener
 

@@ -100,7 +100,7 @@ class Engine:
         place, config = self.place, self.config
         self._ticked = time.monotonic()
         if place.stage == "search":
-            while not (self._capped() or self.method.finished(self.state) or self._late()):
+            while not (place.over or self.method.finished(self.state)):
                 self._round()
             place.cut = not (self._capped() or self.method.finished(self.state))
             place.closing_lr = self._lr()
@@ -140,7 +140,7 @@ class Engine:
             if time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
                 self._check()
                 self.save()
-        lr = self._lr()
+        lr, place.over = self._lr(), place.stage == "search" and (self._capped() or self._late())
         with autocast(self.device, self.config.precision):
             self.state, info = self.method.boundary(
                 self.state, self.net, self.data, streams=self.streams, clock=self._clock()
@@ -273,6 +273,7 @@ class Engine:
             steps_per_epoch=self.steps_per_epoch,
             weight_lr=self._lr(),
             preview=lambda gradients: self.weights.preview(gradients, self._lr()),
+            last=self.place.over,
         )
 
     def _gates(self) -> Tensor:

@@ -40,6 +40,7 @@ class Clock:
         weight_lr: learning rate of the weights at this step.
         preview: gradients of the network's parameters, in their order -> by how much the weight step would move each;
             nothing is moved. For methods that look ahead.
+        last: at a boundary, whether the search ends here, by its cap or because its time is over.
     """
 
     epoch: int
@@ -48,6 +49,7 @@ class Clock:
     steps_per_epoch: int
     weight_lr: float
     preview: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True)

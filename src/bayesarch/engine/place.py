@@ -78,6 +78,8 @@ class Place:
     """MACs of those passes, counted from the options that were computed."""
     seconds: float = 0.0
     """Time spent in rounds so far, over all processes that worked on this search."""
+    over: bool = False
+    """Whether the search ends with the current round, by its cap or because its time is over."""
     cut: bool = False
     """Whether the time allowed ended the search."""
     closing_lr: float = 0.0

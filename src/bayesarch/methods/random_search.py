@@ -123,18 +123,17 @@ class RandomSearch:
         streams: Streams,
         clock: Clock,
     ) -> tuple[RandomSearchState, Info]:
-        """Return the state after trying a few candidates, or, when the epochs are over, after ranking all of them."""
+        """Return the state after trying a few candidates, or, when the search ends here, after ranking all of them."""
         if state.done:
             return state, {}
-        last = clock.epoch >= clock.epochs
-        best = [self.posterior(state).mode()] if state.ranked and not last else []
+        best = [self.posterior(state).mode()] if state.ranked and not clock.last else []
         draws = self._draws(state, streams["gates"])
-        fresh = [next(draws) for _ in range(self.config.candidates if last else self.config.tried_per_epoch)]
+        fresh = [next(draws) for _ in range(self.config.candidates if clock.last else self.config.tried_per_epoch)]
         ranked = tuple(self._ranked(state, net, data["architecture"], list(dict.fromkeys([*best, *fresh]))))
         state = replace(state, ranked=ranked)
         if ranked:
             state = replace(state, expected=net.one_hot(self.posterior(state).mode()).view(-1))
-        return (self.conclude(state) if last else state), {"tried": len(ranked)}
+        return (self.conclude(state) if clock.last else state), {"tried": len(ranked)}
 
     def finished(self, state: RandomSearchState) -> bool:
         """Return whether the candidates have been ranked."""
