@@ -87,9 +87,16 @@ def quality(record: dict) -> str:
         note = f"\nBPNAS prunings: {total['threshold']} by the threshold, {total['inactive']} on inactive edges, " \
                f"{total['cap']} by the cap on epochs.\n"  # fmt: skip
     n = record["rows"][0]["selection_n"]
+    seeds = {row["seed"] for row in record["rows"]}
+    alone = " One seed each so far: nothing follows for the order of the methods." if len(seeds) == 1 else ""
+    matched = (
+        "Random search has the epochs that make its forward MACs those of BPNAS."
+        if "random" in methods
+        else ("Random search at matched cost is not in this record yet.")
+    )
     return (
         f"## {record['task']}\n\nMean ± standard deviation over seeds; accuracy on n = {n} examples each; medians of cost. "
-        f"Random search has the epochs that make its forward MACs those of BPNAS.\n\n{table(head, body)}\n{note}\n"
+        f"{matched}{alone}\n\n{table(head, body)}\n{note}\n"
         f"{machine(record)}\n"
     )
 
