@@ -324,7 +324,7 @@ def _fired(counts: dict[str, int] | None) -> str:
 def _caveat(word: str) -> str:
     if word == "probability":
         return "checked for calibration"
-    return "not checked for calibration, so called relative weights"
+    return "a single run's are not calibrated (docs/results.md), so called relative weights"
 
 
 def print_samples(rows: list[dict[str, Any]]) -> None:
