@@ -21,6 +21,7 @@ from cifar_jpeg import convert
 from results_page import write_page
 
 import bayesarch as ba
+from bayesarch.methods import METHODS
 from bayesarch.nets import option_costs
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.lookup import look_up
@@ -51,8 +52,8 @@ def sets_of(task: dict, method: str, epochs: int) -> dict:
 
 def matched_epochs(arguments: argparse.Namespace, task: dict) -> int:
     """Return the epochs in which random search spends the forward MACs that the reference's runs did on average."""
-    runs = [ba.open_run(folder_of(arguments, REFERENCE, seed)) for seed in range(arguments.seeds)]
-    spent = sum(run.summary["forward_macs"] for run in runs) / len(runs)
+    runs = [row for (method, _), row in known_rows(arguments).items() if method == REFERENCE]
+    spent = sum(row["forward_macs"] for row in runs) / len(runs)
     job = prepare(task["data"], method="random", limit=task.get("limit"), set=task["sets"])
     costs = option_costs(job.settings.space, job.settings.sizes, job.examples.input_shape, len(job.examples.classes))
     mean_option = [
@@ -77,6 +78,12 @@ def command_of(arguments: argparse.Namespace, task: dict, method: str, seed: int
     limit = ["--limit", str(task["limit"])] if "limit" in task else []
     return [*base, "search", "--data", task["data"], "--method", method, "--seed", str(seed), "--out", str(folder),
             *limit, *sets, "--json"]  # fmt: skip
+
+
+def known_rows(arguments: argparse.Namespace) -> dict[tuple[str, int], dict]:
+    """Return the rows of the record by (method, seed), those of units whose folders are gone included."""
+    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    return {(row["method"], row["seed"]): row for row in rows}
 
 
 def finished(folder: Path) -> bool:
@@ -105,7 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // arguments.parallel))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     running: dict[tuple[str, int], subprocess.Popen] = {}
-    waiting = [unit for unit in units if not finished(folder_of(arguments, *unit))]
+    known = known_rows(arguments)
+    waiting = [unit for unit in units if unit not in known and not finished(folder_of(arguments, *unit))]
     while waiting or running:
         reference_is_open = any(method == REFERENCE for method, _ in running)
         if waiting and len(running) < arguments.parallel and not (waiting[0][0] == "random" and reference_is_open):
@@ -123,7 +131,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, int]]) -> None:
     """Write the record of all units that are finished."""
-    rows, environment = [], None
+    rows = known_rows(arguments)
+    environment = json.loads(arguments.out.read_text())["environment"] if rows else None
     table = SHARED / "nb201.parquet"
     for method, seed in units:
         folder = folder_of(arguments, method, seed)
@@ -134,25 +143,25 @@ def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, in
             look_up(run, f"nb201={table}")
         summary = run.summary
         environment = json.loads((folder / "environment.json").read_text())
-        rows.append(
-            {
-                "method": method, "seed": seed, "cell": summary["cell"], "kind": summary["kind"],
-                "selection_accuracy": summary["selection_accuracy"], "selection_n": summary["selection_n"],
-                "epochs": summary["search_epochs"], "closing_epochs": summary["closing_epochs"],
-                "seconds": summary["times"]["seconds"], "images": summary["images"],
-                "forward_macs": summary["forward_macs"], "macs": summary["macs"], "params": summary["params"],
-                "fired_by": summary.get("fired_by"),
-                "table": looked_up(run),
-            }
-        )  # fmt: skip
+        rows[method, seed] = {
+            "method": method, "seed": seed, "cell": summary["cell"], "kind": summary["kind"],
+            "selection_accuracy": summary["selection_accuracy"], "selection_n": summary["selection_n"],
+            "epochs": summary["search_epochs"], "closing_epochs": summary["closing_epochs"],
+            "seconds": summary["times"]["seconds"], "images": summary["images"],
+            "forward_macs": summary["forward_macs"], "macs": summary["macs"], "params": summary["params"],
+            "fired_by": summary.get("fired_by"),
+            "table": looked_up(run),
+        }  # fmt: skip
+    order = [*dict.fromkeys([*METHODS, *(method for method, _ in rows)])]
     record = {
         "task": task["what"],
-        "command": f"python benchmarks/quality.py run --data {arguments.data} --seeds {arguments.seeds} "
+        "command": f"python benchmarks/quality.py run --data {arguments.data} "
+        f"--methods {','.join(sorted({method for method, _ in rows}, key=order.index))} --seeds {arguments.seeds} "
         f"--epochs {arguments.epochs} --parallel {arguments.parallel} --out {arguments.out}",
         "settings": task["sets"],
         "epochs_of_methods_that_use_all": arguments.epochs,
         "environment": environment,
-        "rows": rows,
+        "rows": [rows[unit] for unit in sorted(rows, key=lambda unit: (unit[1], order.index(unit[0])))],
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     part = arguments.out.with_suffix(".part")
@@ -172,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("run", "page"))
     parser.add_argument("--data", default="digits", choices=sorted(TASKS))
-    parser.add_argument("--methods", default=",".join(ba.METHODS))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--parallel", type=int, default=2)

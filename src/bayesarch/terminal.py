@@ -290,10 +290,12 @@ def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _lookup_lines(record: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Return one line per data set of a benchmark's table."""
+    if record is None:
+        return []
     lines = []
-    for row in [] if record is None else record["answers"]:
+    for row in record["answers"]:
         transfer = " (transfer)" if row["transfer"] else ""
-        reference = "" if row["reference"] is None else f", {record['reference']} {row['reference']:.2f}"  # type: ignore[index]
+        reference = "" if row["reference"] is None else f", {record['reference']} {row['reference']:.2f}"
         lines.append(
             (
                 "table",
@@ -301,7 +303,7 @@ def _lookup_lines(record: dict[str, Any] | None) -> list[tuple[str, str]]:
                 f"regret {row['regret']:.2f} (optimum {row['optimum']:.2f}{reference})",
             )
         )
-    for row in [] if record is None else record.get("over_runs", []):
+    for row in record.get("over_runs", []):
         lines.append(
             (
                 "table",

@@ -40,6 +40,7 @@ from bayesarch.methods.single import (
     product,
     reachable,
     rows,
+    settle_inactive,
     simplices,
 )
 from bayesarch.nets import Supernet
@@ -198,9 +199,7 @@ class BPNAS:
     def conclude(self, state: BPNASState) -> BPNASState:
         """Return the state with the argmax of every choice that the cap left open."""
         live = argmax_live(self.space, self._means(state), state.live, state.limits)
-        cut = (state.live & ~live).nonzero().flatten().tolist()
-        records = tuple(self._record(g, None, "cap", None, None) for g in cut)
-        return replace(state, live=live, prunings=state.prunings + records)
+        return self._cut(state, live, "cap", None)
 
     def examine(self, state: BPNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> BPNASState:
         """Return the state with the loss of every option given the rest of the found cell."""
@@ -261,40 +260,18 @@ class BPNAS:
 
     def _within_limits(self, state: BPNASState, clock: Clock) -> BPNASState:
         """Return the state without options that no architecture within the limits can have any more."""
-        live = reachable(self.space, state.live, state.limits)
-        cut = (state.live & ~live).nonzero().flatten().tolist()
-        records = tuple(self._record(g, clock, "limits", None, None) for g in cut)
+        return self._cut(state, reachable(self.space, state.live, state.limits), "limits", clock)
+
+    def _cut(self, state: BPNASState, live: Tensor, fired_by: str, clock: Clock | None) -> BPNASState:
+        """Return the state with the mask `live`, a record for each option that goes."""
+        gone = (state.live & ~live).nonzero().flatten().tolist()
+        records = tuple(self._record(g, clock, fired_by, None, None) for g in gone)
         return replace(state, live=live, prunings=state.prunings + records)
 
     def _settle_inactive(self, state: BPNASState, net: Supernet, clock: Clock) -> BPNASState:
-        """Return the state with every choice on no path settled on its zero option, or the cheapest that is live."""
-        live, records = state.live.clone(), list(state.prunings)
-        while True:
-            open_choices = [
-                position
-                for position in sorted(self.space.inactive(live_table(self.space, live)))
-                if sum(bool(live[g]) for g in self.space.columns(position)) > 1
-            ]
-            if not open_choices:
-                return replace(state, live=live, prunings=tuple(records))
-            for position in open_choices:
-                keep = self._cheapest(position, live, net, Limits.from_json(state.limits))
-                for g in self.space.columns(position):
-                    if live[g] and g != keep:
-                        live[g] = False
-                        records.append(self._record(g, clock, "inactive", None, None))
-
-    def _cheapest(self, position: int, live: Tensor, net: Supernet, limits: Limits) -> int:
-        """Return the live option of a choice to settle on: zero, or the fewest MACs, that keeps the limits in reach."""
-        columns, zero = self.space.columns(position), self.space.choices[position].zero
-        alive = [g for g in columns if live[g]]
-        alive.sort(key=lambda g: (zero is None or g != columns[zero], int(net.option_macs[g]), g))
-
-        def possible(keep: int) -> bool:
-            alone = [bool(live[g]) and (g == keep or g not in columns) for g in range(len(live))]
-            return limits.possible(self.space, alone)
-
-        return next(g for g in alive if possible(g))
+        """Return the state with every choice on no path settled."""
+        live = settle_inactive(self.space, state.live, net.option_macs.tolist(), state.limits)
+        return self._cut(state, live, "inactive", clock)
 
     def _test(
         self,

@@ -12,6 +12,7 @@ best. After every epoch a few candidates are tried against the best so far, so t
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -198,7 +199,7 @@ class RandomSearch:
             for arch in candidates:
                 gates, active = net.one_hot(arch), frozenset(arch.columns)
                 loss = score(
-                    lambda x, gates=gates, active=active: net(x, gates, active),  # type: ignore[misc]
+                    partial(net, gates=gates, active=active),
                     split,
                     batch_size=4 * state.batch_size,
                     limit=self.config.rank_batches,

@@ -21,6 +21,7 @@ __all__ = [
     "product",
     "reachable",
     "rows",
+    "settle_inactive",
     "simplices",
 ]
 
@@ -33,6 +34,41 @@ def open_options(space: Space, limits: Limits) -> Tensor:
 def reachable(space: Space, live: Tensor, limits: Mapping[str, Any] | None) -> Tensor:
     """Return the live options that some architecture of live options within the limits has, (G,)."""
     return torch.tensor(Limits.from_json(limits).reachable(space, live.tolist()))
+
+
+def settle_inactive(space: Space, live: Tensor, macs: Sequence[int], limits: Mapping[str, Any] | None) -> Tensor:
+    """Return the mask with one option left on every choice on no path from input to output, shape (G,).
+
+    That is the zero option, or else the one of the fewest MACs, of those that keep the limits in reach. Settling a
+    choice may put others on no path: they are settled too.
+
+    Args:
+        space: the space.
+        live: options that exist, shape (G,).
+        macs: of each flat option, length G.
+        limits: as `Limits.to_json` gives them.
+    """
+    live, kept = live.clone(), Limits.from_json(limits)
+    while True:
+        undecided = [
+            p for p in sorted(space.inactive(live_table(space, live))) if int(live[list(space.columns(p))].sum()) > 1
+        ]
+        if not undecided:
+            return live
+        for position in undecided:
+            columns, zero = space.columns(position), space.choices[position].zero
+            alive = [g for g in columns if live[g]]
+            alive.sort(key=lambda g: (zero is None or g != columns[zero], macs[g], g))
+            settled = (_only(live, columns, g) for g in alive)
+            live = next(mask for mask in settled if kept.possible(space, mask.tolist()))
+
+
+def _only(live: Tensor, columns: Sequence[int], keep: int) -> Tensor:
+    """Return the mask with `keep` alone left of a choice's columns."""
+    mask = live.clone()
+    mask[list(columns)] = False
+    mask[keep] = True
+    return mask
 
 
 def product(space: Space, table: Sequence[Sequence[float]], limits: Mapping[str, Any] | None) -> ArchitecturePosterior:

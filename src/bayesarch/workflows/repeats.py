@@ -30,7 +30,7 @@ from bayesarch.workflows.config import Settings
 from bayesarch.workflows.job import Job
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
-from bayesarch.workflows.summary import collapse_warnings
+from bayesarch.workflows.summary import collapse_warnings, edge_base
 
 __all__ = ["child_paths", "child_record", "child_runs", "prepare_children", "repeat"]
 
@@ -225,26 +225,17 @@ def _collect(folder: RunFolder, settings: Settings, *, seconds: float) -> None:
 def _edge_rows(posterior: Listed, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one row per choice: every option's share of runs with its interval, and in how many it was inactive."""
     table, intervals, mode = posterior.weights(), posterior.intervals(), posterior.mode()
-    rows = []
-    for position, choice in enumerate(posterior.space.choices):
-        names = mode.option_names(position)
-        rows.append(
-            {
-                "choice": choice.name,
-                "cell": choice.cell,
-                "source": choice.source,
-                "target": choice.target,
-                "zero": choice.zero is not None and names == (choice.options[choice.zero],),
-                "options": list(names),
-                "inactive": position in mode.inactive,
-                "inactive_runs": sum(position in run.architecture.inactive for run in runs),
-                "shares": {
-                    option: {"share": table[choice.name][option], "interval_90": list(intervals[choice.name][option])}
-                    for option in choice.options
-                },
-            }
-        )
-    return rows
+    return [
+        {
+            **edge_base(mode, position),
+            "inactive_runs": sum(position in run.architecture.inactive for run in runs),
+            "shares": {
+                option: {"share": table[choice.name][option], "interval_90": list(intervals[choice.name][option])}
+                for option in choice.options
+            },
+        }
+        for position, choice in enumerate(posterior.space.choices)
+    ]
 
 
 def _run_row(run: Run) -> dict[str, Any]:

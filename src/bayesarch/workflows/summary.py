@@ -12,7 +12,7 @@ from bayesarch.spaces import Architecture
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.limits import LimitsConfig
 
-__all__ = ["collapse_warnings", "kept_limits", "summarise"]
+__all__ = ["collapse_warnings", "edge_base", "kept_limits", "summarise"]
 
 
 def summarise(
@@ -68,26 +68,33 @@ def kept_limits(
     return table, missed
 
 
+def edge_base(arch: Architecture, position: int) -> dict[str, Any]:
+    """Return what pictures and tables need of one choice of an architecture, whatever its weights are."""
+    choice, names = arch.space.choices[position], arch.option_names(position)
+    return {
+        "choice": choice.name,
+        "cell": choice.cell,
+        "source": choice.source,
+        "target": choice.target,
+        "zero": choice.zero is not None and names == (choice.options[choice.zero],),
+        "options": list(names),
+        "inactive": position in arch.inactive,
+    }
+
+
 def edge_rows(arch: Architecture, posterior: ArchitecturePosterior) -> list[dict[str, Any]]:
     """Return one row per choice: what was picked, its weight, the row's entropy, its loss gap, whether inactive."""
     table = posterior.weights()
     gaps = posterior.gaps if isinstance(posterior, ConditionalsAtMode) else None
     rows = []
     for position, choice in enumerate(arch.space.choices):
-        names = arch.option_names(position)
         weights = table[choice.name]
         rows.append(
             {
-                "choice": choice.name,
-                "cell": choice.cell,
-                "source": choice.source,
-                "target": choice.target,
-                "zero": choice.zero is not None and names == (choice.options[choice.zero],),
-                "options": list(names),
-                "weight": float(sum(weights[name] for name in names)),
+                **edge_base(arch, position),
+                "weight": float(sum(weights[name] for name in arch.option_names(position))),
                 "entropy": entropy_of(np.array(list(weights.values()))),
                 "gap_nats": None if gaps is None else float(gaps[position][arch.picks[position][0]]),
-                "inactive": position in arch.inactive,
             }
         )
     return rows
