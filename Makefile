@@ -7,6 +7,7 @@ WORKERS ?= 2
 setup:  ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
 	.venv/bin/pip install -e ".[dev]"
+	.venv/bin/pip install --no-deps "curvlinops-for-pytorch>=3.0,<4"
 
 fmt:
 	$(PYTHON) -m ruff format .
@@ -21,7 +22,7 @@ types:
 	$(PYTHON) -m mypy
 
 test:  ## everything but what takes minutes
-	$(PYTHON) -m pytest -n $(WORKERS) -m "not long"
+	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal -m "not long"
 
 test-all:
 	$(PYTHON) -m pytest -n $(WORKERS)

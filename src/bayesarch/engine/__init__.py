@@ -8,6 +8,8 @@ from bayesarch.engine.checkpoint import pack as pack
 from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
 from bayesarch.engine.checkpoint import unpack as unpack
 from bayesarch.engine.conditionals import conditional_losses as conditional_losses
+from bayesarch.engine.curvature import Curvature as Curvature
+from bayesarch.engine.curvature import gate_curvature as gate_curvature
 from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
 from bayesarch.engine.loop import Engine as Engine
@@ -26,10 +28,13 @@ from bayesarch.engine.score import batch_loss as batch_loss
 from bayesarch.engine.score import batch_statistics as batch_statistics
 from bayesarch.engine.score import recalibrate as recalibrate
 from bayesarch.engine.score import score as score
+from bayesarch.engine.trainer import TrainConfig as TrainConfig
+from bayesarch.engine.trainer import Trainer as Trainer
 from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
     "Clock",
+    "Curvature",
     "Engine",
     "EngineConfig",
     "Info",
@@ -40,11 +45,14 @@ __all__ = [
     "Score",
     "Setting",
     "State",
+    "TrainConfig",
+    "Trainer",
     "Weights",
     "autocast",
     "batch_loss",
     "batch_statistics",
     "conditional_losses",
+    "gate_curvature",
     "load_checkpoint",
     "pack",
     "partial_of",
