@@ -31,6 +31,7 @@ def conditional_losses(
     steps_per_option: int,
     batch_size: int,
     lr: float = 0.025,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Return the mean loss of each option given the rest of `mode`, shape (G,), on the architecture split.
 
@@ -45,6 +46,7 @@ def conditional_losses(
         steps_per_option: training steps of each option that was brought back and has weights.
         batch_size: examples per step.
         lr: first learning rate, falling to 0 as a cosine.
+        among: options to measure, shape (G,); the others get the loss of the mode. None: all.
     """
     space = net.space
     wide = net.reopened(torch.ones_like(net.live), generator=streams["reopen"])
@@ -55,6 +57,7 @@ def conditional_losses(
         for position in range(len(space.choices))
         if position not in inactive
         for option, g in enumerate(space.columns(position))
+        if among is None or among[g]
     }
     _train_reopened(wide, mode, neighbours, data["weights"], streams, steps_per_option, batch_size, lr)
 
@@ -83,9 +86,10 @@ def _train_reopened(
     """Train the weights of every option that `mode` has not, one neighbour per step, all equally often."""
     norms = wide.option_sqnorm()
     fresh = [g for g in neighbours if g not in mode.columns and norms[g] > 0]
-    for name, parameter in wide.named_parameters():
-        column = name.rpartition(".weights.")[2] if ".weights." in name else ""
-        parameter.requires_grad_(column.isdigit() and int(column) in fresh)
+    wide.requires_grad_(False)
+    for g in fresh:
+        for parameter in wide.option_parameters(g):
+            parameter.requires_grad_(True)
     if not fresh or steps_per_option == 0:
         return
     feeder = Feeder(split, batch_size, order=streams["reopen/order"], augment=streams["augment/reopen"])

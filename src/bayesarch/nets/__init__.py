@@ -1,33 +1,40 @@
 """Networks: operations, supernets told their gates, plain networks, and what they cost.
 
-To add an operation: one line in `operations.py`. To add a macro network: one function and one line in `skeletons.py`.
+To add an operation: one line in `operations.py`. To add a macro network: one function in `skeletons.py` and
+one line in `families.py`.
 `bayesarch.testing.check_supernet` holds what every supernet must keep.
 """
 
+from bayesarch.nets.cells import node_order as node_order
 from bayesarch.nets.cost import Cost as Cost
 from bayesarch.nets.cost import architecture_cost as architecture_cost
 from bayesarch.nets.cost import cost_limits as cost_limits
 from bayesarch.nets.cost import latency_ms as latency_ms
 from bayesarch.nets.cost import network_cost as network_cost
 from bayesarch.nets.cost import option_costs as option_costs
+from bayesarch.nets.drop import PathDrop as PathDrop
+from bayesarch.nets.families import SKELETONS as SKELETONS
+from bayesarch.nets.families import Skeleton as Skeleton
 from bayesarch.nets.operations import OPERATIONS as OPERATIONS
 from bayesarch.nets.plain import PlainNetwork as PlainNetwork
 from bayesarch.nets.plain import build as build
 from bayesarch.nets.plain import tidy_sizes as tidy_sizes
-from bayesarch.nets.skeletons import SKELETONS as SKELETONS
 from bayesarch.nets.supernet import Supernet as Supernet
 
 __all__ = [
     "OPERATIONS",
     "SKELETONS",
     "Cost",
+    "PathDrop",
     "PlainNetwork",
+    "Skeleton",
     "Supernet",
     "architecture_cost",
     "build",
     "cost_limits",
     "latency_ms",
     "network_cost",
+    "node_order",
     "option_costs",
     "tidy_sizes",
 ]

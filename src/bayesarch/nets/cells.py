@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
+from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import Operation, operation, operation_module
-from bayesarch.spaces import Architecture, Choice, Space
+from bayesarch.spaces import Choice, Space
 
 __all__ = ["ConvStack", "Growth", "MixedCell", "PlainCell", "node_order"]
 
@@ -78,6 +79,13 @@ class ConvStack(nn.Module):
         self.columns_index = self.columns_index[rows].clone()
         self.columns = [self.columns[row] for row in rows]
         self.targets = [self.targets[row] for row in rows]
+
+    def take(self, column: int, weight: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Copy one convolution's weight and norm statistics, if it is here."""
+        if column in self.columns:
+            row = self.columns.index(column)
+            self.weights[str(column)].copy_(weight)
+            self.running_mean[row], self.running_var[row] = mean, var
 
     def widen(self, channels: int, generator: torch.Generator) -> dict[str, Growth]:
         """Widen every convolution by copies of channels drawn at random, and return what was copied, per option.
@@ -204,6 +212,31 @@ class MixedCell(nn.Module):
     def _kernels(self, node: str) -> list[int]:
         return sorted({op.kernel for _, _, op in self._options(node) if op.kernel is not None})
 
+    def option_parameters(self, column: int) -> list[nn.Parameter]:
+        """Return the parameters of one option; empty where it has none."""
+        for stack in self.stacks.values():
+            assert isinstance(stack, ConvStack)
+            if column in stack.columns:
+                return [stack.weights[str(column)]]
+        return []
+
+    def hand_over(self, other: "MixedCell | PlainCell") -> None:
+        """Copy weights and norm statistics of the options that both cells have.
+
+        A plain cell's affine norms stay at scale 1 and shift 0.
+        """
+        with torch.no_grad():
+            for name, stack in self.stacks.items():
+                assert isinstance(stack, ConvStack)
+                for row, column in enumerate(stack.columns):
+                    tensors = (stack.weights[str(column)], stack.running_mean[row], stack.running_var[row])
+                    if isinstance(other, PlainCell):
+                        other.take(column, *tensors)
+                    elif name in other.stacks:
+                        theirs = other.stacks[name]
+                        assert isinstance(theirs, ConvStack)
+                        theirs.take(column, *tensors)
+
     def prune(self, live: Tensor) -> None:
         """Physically remove the options whose entry in `live` (G,) is False."""
         self.live = self.live & live
@@ -272,32 +305,50 @@ class PlainCell(nn.Module):
     """One copy of a found cell: the picked operations only, no gates.
 
     Args:
-        arch: the architecture; several options on a choice are summed.
+        space: the space.
         channels: C, kept through the cell.
         cell: the cell type.
+        columns: flat options to make; several on a choice are summed.
     """
 
-    def __init__(self, arch: Architecture, channels: int, cell: str = "cell") -> None:
+    def __init__(self, space: Space, channels: int, cell: str, columns: Sequence[int]) -> None:
         super().__init__()
-        space = arch.space
         self.order = node_order(space, cell)
         self.inputs, self.outputs = sorted(space.inputs), sorted(space.outputs)
+        self.drop: PathDrop | None = None
+        """What switches operations off while the network is trained."""
         self.ops = nn.ModuleDict()
         self.wiring: list[tuple[str, str, str]] = []
         """(source, target, key in `ops`) of every operation."""
+        self.key_of: dict[int, str] = {}
+        """Flat option -> its key in `ops`, where it computes anything."""
+        wanted = set(columns)
         for position, choice in enumerate(space.choices):
             if choice.cell == cell:
-                self._add(choice, arch.option_names(position), channels)
+                self._add(choice, [g for g in space.columns(position) if g in wanted], channels, space)
 
-    def _add(self, choice: Choice, names: Sequence[str], channels: int) -> None:
-        for name in names:
+    def _add(self, choice: Choice, columns: Sequence[int], channels: int, space: Space) -> None:
+        for g in columns:
+            name = choice.options[g - space.columns(space.choice_index(choice.name))[0]]
             module = operation_module(name, channels)
             if module is not None:
                 assert choice.source is not None
                 assert choice.target is not None
                 key = f"{name}_{choice.source}_{choice.target}"
-                self.ops[key] = module
+                self.ops[key], self.key_of[g] = module, key
                 self.wiring.append((choice.source, choice.target, key))
+
+    def take(self, column: int, weight: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Copy one convolution's weight and norm statistics, if it is here."""
+        if column in self.key_of:
+            tensors = self.ops[self.key_of[column]].state_dict()
+            tensors["1.weight"].copy_(weight)
+            tensors["2.running_mean"].copy_(mean)
+            tensors["2.running_var"].copy_(var)
+
+    def option_parameters(self, column: int) -> list[nn.Parameter]:
+        """Return the parameters of one option; empty where it has none."""
+        return list(self.ops[self.key_of[column]].parameters()) if column in self.key_of else []
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the cell's output, shape of `x` (B, C, ...)."""
@@ -309,7 +360,8 @@ class PlainCell(nn.Module):
             parts[node] = [h]
             for source, target, key in self.wiring:
                 if source == node:
-                    parts[target].append(self.ops[key](h))
+                    out = self.ops[key](h)
+                    parts[target].append(out if self.drop is None or not self.training or out is h else self.drop(out))
         return _total([piece for node in self.outputs for piece in parts[node]], x)
 
 

@@ -1,8 +1,8 @@
 """What a network costs: parameters, MACs (one multiply and one add) and a measured latency.
 
 Costs of cell spaces are additive: a base for the skeleton plus one term per picked option. `option_costs` finds the
-terms by building single operations on the meta device, so that all 15,625 cells of NAS-Bench-201 are priced in a
-moment; `network_cost` prices a built network, and the two agree.
+terms by building one network with all options on the meta device, so that all 15,625 cells of NAS-Bench-201 are priced
+in a moment; `network_cost` prices a built network, and the two agree.
 """
 
 import statistics
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesarch.config import Config
-from bayesarch.nets.operations import operation_module
-from bayesarch.nets.plain import skeleton
+from bayesarch.nets.plain import PlainNetwork, plain_trunk
 from bayesarch.nets.skeletons import Shape
 from bayesarch.spaces import Architecture, Limits, Space
 
@@ -41,19 +40,6 @@ class OptionCosts:
     options: tuple[Cost, ...]
 
 
-class _Probe(nn.Module):
-    """Stands where a cell would and remembers the shape of its input."""
-
-    def __init__(self, channels: int, kind: str) -> None:
-        super().__init__()
-        self.channels, self.kind = channels, kind
-        self.shape: tuple[int, ...] = ()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shape = tuple(x.shape[1:])
-        return x
-
-
 def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
     """Return parameters and MACs of a plain network for one image of `input_shape`; the network is not changed.
 
@@ -61,14 +47,39 @@ def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
         net: any module whose work is in `Conv2d` and `Linear`, on any device, the meta device included.
         input_shape: (channels, height, width).
     """
-    total = 0
+    return Cost(sum(p.numel() for p in net.parameters()), sum(_macs_by_parameter(net, input_shape).values()))
+
+
+@lru_cache(maxsize=64)
+def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) -> OptionCosts:
+    """Return the additive costs of a space's options in the network of `sizes`; nothing is allocated."""
+    with torch.device("meta"):
+        net = PlainNetwork(plain_trunk(space, sizes, input_shape, classes, range(space.n_options)))
+        macs = _macs_by_parameter(net, input_shape)
+    owner: dict[int, int] = {}
+    for layer, kind in zip(net.layers, net.kinds, strict=True):
+        if kind is not None:
+            for g in range(space.n_options):
+                owner |= {id(p): g for p in layer.option_parameters(g)}  # type: ignore[operator]
+    base, options = Cost(0, 0), [Cost(0, 0)] * space.n_options
+    for p in net.parameters():
+        cost = Cost(p.numel(), macs.get(id(p), 0))
+        if id(p) in owner:
+            options[owner[id(p)]] += cost
+        else:
+            base += cost
+    return OptionCosts(base, tuple(options))
+
+
+def _macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
+    """Return the MACs of each convolution and linear layer for one image, by the identity of its weight."""
+    macs: dict[int, int] = {}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
         if isinstance(module, nn.Conv2d):
-            total += output[0].numel() * module.weight[0].numel()
+            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.Linear):
-            total += output[0].numel() * module.in_features
+            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.in_features
 
     handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     training = net.training
@@ -81,35 +92,24 @@ def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
         for handle in handles:
             handle.remove()
         net.train(training)
-    return Cost(sum(p.numel() for p in net.parameters()), total)
+    return macs
 
 
-@lru_cache(maxsize=64)
-def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) -> OptionCosts:
-    """Return the additive costs of a space's options in the network of `sizes`; nothing is allocated."""
-    probes: list[_Probe] = []
+MANY = 64
+"""Options above which pricing one architecture by itself is quicker than pricing all options first."""
 
-    def make_cell(channels: int, kind: str) -> nn.Module:
-        probes.append(_Probe(channels, kind))
-        return probes[-1]
 
+@lru_cache(maxsize=1024)
+def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
     with torch.device("meta"):
-        trunk = skeleton(space, sizes, input_shape, classes, make_cell)
-        base = network_cost(nn.Sequential(trunk.stem, *trunk.layers, trunk.head), input_shape)
-        costs = []
-        for choice in space.choices:
-            for option in choice.options:
-                cost = Cost(0, 0)
-                for probe in probes:
-                    module = operation_module(option, probe.channels) if probe.kind == choice.cell else None
-                    if module is not None:
-                        cost += network_cost(module, probe.shape)  # type: ignore[arg-type]
-                costs.append(cost)
-    return OptionCosts(base, tuple(costs))
+        net = PlainNetwork(plain_trunk(arch.space, sizes, input_shape, classes, arch.columns))
+        return network_cost(net, input_shape)
 
 
 def architecture_cost(arch: Architecture, *, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    """Return parameters and MACs of an architecture's plain network without building it."""
+    """Return parameters and MACs of an architecture's plain network; nothing is allocated."""
+    if arch.space.n_options > MANY:
+        return _alone(arch, sizes, input_shape, classes)
     costs = option_costs(arch.space, sizes, input_shape, classes)
     return sum((costs.options[g] for g in arch.columns), costs.base)
 

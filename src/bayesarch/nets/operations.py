@@ -1,10 +1,14 @@
 """What each option computes, by name: the only place where an option's name meets torch.
 
-An operation is one of three kinds: *nothing* (`none`), *free* of weights (computed once per source node and shared by
-all edges that leave it), or a *convolution* ReLU -> conv k x k without bias -> batch norm (convolutions that leave one
-node are stacked into one). To add an operation of these kinds, add a line to `OPERATIONS`.
+An operation is one of four kinds: *nothing* (`none`), *free* of weights (computed once per source node and shared by
+all edges that leave it), a *convolution* ReLU -> conv k x k without bias -> batch norm (convolutions that leave one
+node are stacked into one), or a *module* of its own. Cells that change size take every operation as a module with a
+stride.
+To add an operation, add a line to `OPERATIONS`.
 
-References: Dong and Yang, NAS-Bench-201, ICLR 2020 (`none` to `avg_pool_3x3`); `product` is ours (`spaces/toy.py`).
+References: Dong and Yang, NAS-Bench-201, ICLR 2020 (`none` to `avg_pool_3x3`); Liu et al., DARTS, ICLR 2019
+(`max_pool_3x3` to `dil_conv_5x5`); Zhou et al., BayesNAS, ICML 2019, released code (`sep3` to `id`); Cai et al.,
+"Path-Level Network Transformation", ICML 2018 (`dw_sep_3x3` to `max_3x3`); `product` is ours (`spaces/toy.py`).
 """
 
 from collections.abc import Callable
@@ -16,7 +20,7 @@ from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError, nearest
 
-__all__ = ["OPERATIONS", "Operation", "operation", "operation_module"]
+__all__ = ["OPERATIONS", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Operation:
     """Side k of the ReLU -> conv k x k -> batch norm block, or None."""
     free: Callable[[Tensor], Tensor] | None = None
     """A function of the source node's features that has no weights, or None."""
+    make: Callable[[int, int, bool], nn.Module] | None = None
+    """(channels, stride, affine norms) -> a module; None: made of the fields above, at stride 1 only."""
 
     @property
     def passive(self) -> bool:
         """Whether nothing is computed: nothing passes, or the features as they are."""
-        return self.kernel is None and self.free in (None, _identity)
+        return self.kernel is None and self.free in (None, _identity) and (self.make is None or self.free is not None)
 
 
 def _identity(h: Tensor) -> Tensor:
@@ -48,12 +54,134 @@ def _product(h: Tensor) -> Tensor:
     return h * torch.roll(h, -1, dims=1)
 
 
+def _pool(kind: type[nn.Module], stride: int, **options: bool) -> nn.Module:
+    return kind(3, stride=stride, padding=1, **options)
+
+
+def _separable(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    """Return DARTS's separable convolution: ReLU, depthwise, 1 x 1, norm, twice; the first at `stride`."""
+    return nn.Sequential(*_depthwise(channels, kernel, stride, 1, affine), *_depthwise(channels, kernel, 1, 1, affine))
+
+
+def _depthwise(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def _norm_first(channels: int, kernel: int, stride: int, affine: bool) -> list[nn.Module]:
+    """Return BayesNAS's half of a separable convolution: norm, ReLU, depthwise, 1 x 1."""
+    return [
+        nn.BatchNorm2d(channels, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+    ]
+
+
+def _separable_norm_first(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Sequential(*_norm_first(channels, kernel, stride, affine), *_norm_first(channels, kernel, 1, affine))
+
+
+def _dilated_dense(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    """Return BayesNAS's dilated convolution: norm, ReLU, *dense* k x k at dilation 2, 1 x 1."""
+    return nn.Sequential(
+        nn.BatchNorm2d(channels, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, kernel - 1, 2, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+    )
+
+
+class Halving(nn.Module):
+    """Two 1 x 1 convolutions at stride 2, the second of the image shifted by one pixel, side by side.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        before: what comes first, or None.
+        after: what comes last, or None.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, before: nn.Module | None = None, after: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.before, self.after = before or nn.Identity(), after or nn.Identity()
+        self.even = nn.Conv2d(inputs, outputs // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(inputs, outputs - outputs // 2, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of half the side, rounded up, shape (B, outputs, ceil(H/2), ceil(W/2))."""
+        x = self.before(x)
+        shifted = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+        out: Tensor = self.after(torch.cat([self.even(x), self.odd(shifted)], 1))
+        return out
+
+
+def factorized_reduce(inputs: int, outputs: int, affine: bool) -> nn.Module:
+    """Return DARTS's reduction by two: ReLU, two halves, norm."""
+    return Halving(inputs, outputs, before=nn.ReLU(), after=nn.BatchNorm2d(outputs, affine=affine))
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else factorized_reduce(channels, channels, affine)
+
+
+def _skip_norm_first(channels: int, stride: int, affine: bool) -> nn.Module:
+    if stride == 1:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.BatchNorm2d(channels, affine=affine), nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
+    )
+
+
+def _tree_conv(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    """Return norm, ReLU, then depthwise k x k and 1 x 1, or for k = 1 a 1 x 1 convolution alone."""
+    if kernel > 1:
+        return nn.Sequential(*_norm_first(channels, kernel, stride, affine))
+    norm = nn.BatchNorm2d(channels, affine=affine)
+    return nn.Sequential(norm, nn.ReLU(), nn.Conv2d(channels, channels, 1, stride=stride, bias=False))
+
+
+def _max_3x3(h: Tensor) -> Tensor:
+    return F.max_pool2d(h, 3, stride=1, padding=1)
+
+
+def _avg_3x3(h: Tensor) -> Tensor:
+    """Return the 3 x 3 mean at stride 1; border pixels average the zeros around the image too."""
+    return F.avg_pool2d(h, 3, stride=1, padding=1)
+
+
 OPERATIONS: dict[str, Operation] = {
     "none": Operation(),
-    "skip_connect": Operation(free=_identity),
+    "skip_connect": Operation(free=_identity, make=_skip),
     "nor_conv_1x1": Operation(kernel=1),
     "nor_conv_3x3": Operation(kernel=3),
-    "avg_pool_3x3": Operation(free=_avg_pool_3x3),
+    "avg_pool_3x3": Operation(free=_avg_pool_3x3, make=lambda c, s, a: _pool(nn.AvgPool2d, s, count_include_pad=False)),
+    "max_pool_3x3": Operation(free=_max_3x3, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
+    "sep_conv_3x3": Operation(make=lambda c, s, a: _separable(c, 3, s, a)),
+    "sep_conv_5x5": Operation(make=lambda c, s, a: _separable(c, 5, s, a)),
+    "dil_conv_3x3": Operation(make=lambda c, s, a: nn.Sequential(*_depthwise(c, 3, s, 2, a))),
+    "dil_conv_5x5": Operation(make=lambda c, s, a: nn.Sequential(*_depthwise(c, 5, s, 2, a))),
+    "sep3": Operation(make=lambda c, s, a: _separable_norm_first(c, 3, s, a)),
+    "sep5": Operation(make=lambda c, s, a: _separable_norm_first(c, 5, s, a)),
+    "dil3": Operation(make=lambda c, s, a: _dilated_dense(c, 3, s, a)),
+    "dil5": Operation(make=lambda c, s, a: _dilated_dense(c, 5, s, a)),
+    "max3": Operation(free=_max_3x3, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
+    "avg3": Operation(free=_avg_3x3, make=lambda c, s, a: _pool(nn.AvgPool2d, s)),
+    "id": Operation(free=_identity, make=_skip_norm_first),
+    "dw_sep_3x3": Operation(make=lambda c, s, a: _tree_conv(c, 3, s, a)),
+    "dw_sep_5x5": Operation(make=lambda c, s, a: _tree_conv(c, 5, s, a)),
+    "dw_sep_7x7": Operation(make=lambda c, s, a: _tree_conv(c, 7, s, a)),
+    "conv_1x1": Operation(make=lambda c, s, a: _tree_conv(c, 1, s, a)),
+    "identity": Operation(free=_identity),
+    "max_3x3": Operation(free=_max_3x3),
+    "avg_3x3": Operation(free=_avg_3x3),
     "skip": Operation(free=_identity),
     "product": Operation(free=_product),
 }
@@ -87,16 +215,25 @@ class _Free(nn.Module):
         return self.name
 
 
-def operation_module(name: str, channels: int) -> nn.Module | None:
-    """Return the operation as a plain module on `channels` channels, or None where nothing passes.
+def operation_module(name: str, channels: int, stride: int = 1, *, affine: bool = True) -> nn.Module | None:
+    """Return the operation as a module on `channels` channels, or None where nothing passes.
 
-    A convolution has an affine batch norm, as stand-alone networks of the benchmark do.
+    Norms are affine in stand-alone networks and are not in supernets.
+
+    Raises:
+        SpaceError: if the operation has no form at this stride.
     """
     op = operation(name)
+    if op.make is not None and (stride > 1 or op.free is None):
+        return op.make(channels, stride, affine)
+    if stride > 1 and op.passive and op.free is None:
+        return None
+    if stride > 1:
+        raise SpaceError(f"operation {name!r} has no form at stride {stride}")
     if op.kernel is not None:
         return nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(channels, channels, op.kernel, padding=op.kernel // 2, bias=False),
-            nn.BatchNorm2d(channels),
+            nn.BatchNorm2d(channels, affine=affine),
         )
     return _Free(name) if op.free is not None else None

@@ -1,6 +1,6 @@
 """Plain networks: `build` gives an ordinary `torch.nn.Module`, no gates left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,13 @@ from bayesarch.config import Config
 from bayesarch.errors import ConfigError, SpaceError, nearest
 from bayesarch.functional import seeded
 from bayesarch.nets.cells import PlainCell
-from bayesarch.nets.skeletons import SKELETONS, Shape, Trunk
+from bayesarch.nets.drop import PathDrop
+from bayesarch.nets.families import SKELETONS, Skeleton
+from bayesarch.nets.modular import Options
+from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, walk
 from bayesarch.spaces import Architecture, Space
 
-__all__ = ["PlainNetwork", "build", "skeleton", "tidy_sizes"]
+__all__ = ["PlainNetwork", "build", "plain_trunk", "skeleton_of", "tidy_sizes", "trunk_of"]
 
 
 class PlainNetwork(nn.Module):
@@ -22,13 +25,21 @@ class PlainNetwork(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.stem, self.layers, self.head = trunk.stem, nn.ModuleList(trunk.layers), trunk.head
+        self.depth, self.kinds = trunk.depth, trunk.kinds
+
+    def drop_paths(self, drop: PathDrop | None) -> None:
+        """Switch operations off at random while training from now on; None: no more."""
+        for module in self.modules():
+            if isinstance(module, PlainCell | Options):
+                module.drop = drop
+
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """Return what every layer gives, in order, for images of shape (B, C, H, W)."""
+        return walk(self.stem(images), self.layers, self.depth, lambda layer, *before: layer(*before))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, K) for images of shape (B, C, H, W)."""
-        x = self.stem(images)
-        for layer in self.layers:
-            x = layer(x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(self.outputs(images)[-1])
         return logits
 
 
@@ -49,20 +60,37 @@ def tidy_sizes(space: Space, sizes: Config | Mapping[str, Any] | None) -> Config
     return tidy
 
 
-def skeleton(space: Space, sizes: Config, input_shape: Shape, classes: int, make_cell: Any) -> Trunk:
+def skeleton_of(space: Space) -> Skeleton:
+    """Return the space's macro network and cells.
+
+    Raises:
+        SpaceError: if the space names a skeleton that does not exist.
+    """
+    if space.skeleton not in SKELETONS:
+        raise SpaceError(f"space {space.name!r}: unknown skeleton {nearest(space.skeleton, SKELETONS)}")
+    return SKELETONS[space.skeleton]
+
+
+def plain_trunk(space: Space, sizes: Config, input_shape: Shape, classes: int, columns: Sequence[int]) -> Trunk:
+    """Return a plain network in parts, its cells made of the flat options `columns`. Arguments as in `trunk_of`."""
+    family = skeleton_of(space)
+    return trunk_of(
+        space, sizes, input_shape, classes, lambda geometry, kind: family.plain(space, geometry, kind, columns)
+    )
+
+
+def trunk_of(space: Space, sizes: Config, input_shape: Shape, classes: int, make_cell: MakeCell) -> Trunk:
     """Return the trunk of the space's skeleton, its cells made by `make_cell`.
 
     Raises:
         SpaceError: if the space names a skeleton that does not exist.
         ConfigError: if the input shape or the number of classes makes no network.
     """
-    if space.skeleton not in SKELETONS:
-        raise SpaceError(f"space {space.name!r}: unknown skeleton {nearest(space.skeleton, SKELETONS)}")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ConfigError(f"input_shape is (channels, height, width), all at least 1; got {tuple(input_shape)}")
     if classes < 2:
         raise ConfigError(f"a classifier needs at least 2 classes; got {classes}")
-    return SKELETONS[space.skeleton](sizes, input_shape, classes, make_cell)
+    return skeleton_of(space).trunk(sizes, input_shape, classes, make_cell)
 
 
 def build(
@@ -88,7 +116,7 @@ def build(
 
     def make() -> PlainNetwork:
         tidy = tidy_sizes(arch.space, sizes)
-        return PlainNetwork(skeleton(arch.space, tidy, input_shape, classes, lambda c, kind: PlainCell(arch, c, kind)))
+        return PlainNetwork(plain_trunk(arch.space, tidy, input_shape, classes, arch.columns))
 
     if generator is None:
         return make()

@@ -1,32 +1,54 @@
 """Macro networks that cells sit in. A space names its skeleton; a skeleton knows nothing of spaces.
 
-A skeleton is a function (sizes, input_shape, classes, make_cell) -> Trunk. To add one: write it, add a line to
-`SKELETONS`.
+A skeleton is a function (sizes, input_shape, classes, make_cell) -> Trunk, and the cells that fit it. To add one:
+write it, add a line to `SKELETONS` in `families.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["SKELETONS", "MakeCell", "Residual", "Shape", "Trunk"]
+__all__ = ["MakeCell", "Residual", "Shape", "Trunk", "read_out", "residual_stages", "walk"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width of one image."""
 
-MakeCell = Callable[[int, str], nn.Module]
-"""(channels, cell type) -> a cell that keeps shape."""
+MakeCell = Callable[[Any, str], nn.Module]
+"""(geometry, cell type) -> a cell. What the geometry is is between a skeleton and its cells."""
 
 
 @dataclass
 class Trunk:
-    """A network in three parts; `kinds[i]` is the cell type of `layers[i]`, or None for a layer that is no cell."""
+    """A network in three parts; `kinds[i]` is the cell type of `layers[i]`, or None for a layer that is no cell.
+
+    Every layer takes the last `depth` outputs, the oldest first. A stem gives one output, which stands for all of them
+    at the beginning, or a tuple of `depth`.
+    """
 
     stem: nn.Module
     layers: list[nn.Module]
     kinds: list[str | None]
     head: nn.Module
+    depth: int = 1
+
+
+def walk(first: Any, layers: Iterable[nn.Module], depth: int, call: Callable[..., Tensor]) -> list[Tensor]:
+    """Return the outputs of all layers in order, `call(layer, *last depth outputs)` each.
+
+    Args:
+        first: what the stem gave.
+        layers: the layers.
+        depth: how many outputs each layer takes.
+        call: computes one layer.
+    """
+    before = list(first) if isinstance(first, tuple) else [first] * depth
+    outputs = []
+    for layer in layers:
+        outputs.append(call(layer, *before))
+        before = [*before[1:], outputs[-1]]
+    return outputs
 
 
 class Residual(nn.Module):
@@ -93,10 +115,3 @@ def read_out(sizes: Any, input_shape: Shape, classes: int, make_cell: MakeCell) 
     """Return one cell on the flattened input and a linear read-out of its output; `sizes` is not used."""
     features = input_shape[0] * input_shape[1] * input_shape[2]
     return Trunk(nn.Flatten(), [make_cell(features, "cell")], ["cell"], nn.Linear(features, classes))
-
-
-SKELETONS: dict[str, Callable[[Any, Shape, int, MakeCell], Trunk]] = {
-    "residual-stages": residual_stages,
-    "read-out": read_out,
-}
-"""Every skeleton by the name that spaces use."""

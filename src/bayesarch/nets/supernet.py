@@ -6,20 +6,37 @@ silent "full network": gates of None are an error.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from bayesarch.config import Config
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import ConvStack, Growth, MixedCell, PlainCell
+from bayesarch.nets.cells import Growth
 from bayesarch.nets.cost import option_costs
-from bayesarch.nets.plain import PlainNetwork, build, skeleton, tidy_sizes
-from bayesarch.nets.skeletons import Shape
+from bayesarch.nets.plain import PlainNetwork, build, skeleton_of, tidy_sizes, trunk_of
+from bayesarch.nets.skeletons import Shape, walk
 from bayesarch.spaces import Architecture, Space
 
-__all__ = ["Supernet"]
+__all__ = ["Cell", "Supernet"]
+
+
+@runtime_checkable
+class Cell(Protocol):
+    """A cell of a supernet: called as `cell(*inputs, gates, active)`, gates of shape (B or 1, G)."""
+
+    def prune(self, live: Tensor) -> None:
+        """Physically remove the options whose entry in `live` (G,) is False."""
+
+    def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
+        """Send one in `partial` channels through the options; return what was copied, by parameter name."""
+
+    def hand_over(self, other: Any) -> None:
+        """Copy to another cell, mixed or plain, what both have."""
+
+    def option_parameters(self, column: int) -> list[nn.Parameter]:
+        """Return the parameters of one option; empty where it has none."""
 
 
 class Supernet(nn.Module):
@@ -46,8 +63,11 @@ class Supernet(nn.Module):
         self.space, self.input_shape, self.classes = space, input_shape, classes
         self.sizes = tidy_sizes(space, sizes)
         with seeded(generator):
-            trunk = skeleton(space, self.sizes, input_shape, classes, lambda c, kind: MixedCell(space, c, kind))
+            family = skeleton_of(space)
+            make_cell = lambda geometry, kind: family.mixed(space, geometry, kind)  # noqa: E731 - said once
+            trunk = trunk_of(space, self.sizes, input_shape, classes, make_cell)
         self.stem, self.layers, self.head = trunk.stem, nn.ModuleList(trunk.layers), trunk.head
+        self.depth = trunk.depth
         self._live_columns = frozenset(range(space.n_options))
         self.live = torch.ones(space.n_options, dtype=torch.bool)
         """Options that physically exist, shape (G,), on the CPU."""
@@ -69,9 +89,13 @@ class Supernet(nn.Module):
         """L: number of cells."""
         return int(self.occupancy.shape[0])
 
-    def cells(self) -> list[MixedCell]:
-        """Return the cells in order, length L."""
-        return [layer for layer in self.layers if isinstance(layer, MixedCell)]
+    def cells(self) -> list[Any]:
+        """Return the cells in order, length L; each is a `Cell`."""
+        return [layer for layer in self.layers if isinstance(layer, Cell)]
+
+    def option_parameters(self, column: int) -> list[nn.Parameter]:
+        """Return the parameters of one flat option in all cells; empty where it has none."""
+        return [parameter for cell in self.cells() for parameter in cell.option_parameters(column)]
 
     def forward(self, images: Tensor, gates: Tensor | None = None, active: frozenset[int] | None = None) -> Tensor:
         """Return logits of shape (B, K).
@@ -93,15 +117,14 @@ class Supernet(nn.Module):
                 f"{self.space.n_options}); got {tuple(gates.shape)}"
             )
         self._count(images.shape[0], active)
-        x = self.stem(images)
-        copy = 0
-        for layer in self.layers:
-            if isinstance(layer, MixedCell):
-                x = layer(x, gates[:, copy if copies > 1 else 0], active)
-                copy += 1
-            else:
-                x = layer(x)
-        logits: Tensor = self.head(x)
+        row_of = {id(cell): row if copies > 1 else 0 for row, cell in enumerate(self.cells())}
+
+        def call(layer: nn.Module, *before: Tensor) -> Tensor:
+            told = (gates[:, row_of[id(layer)]], active) if id(layer) in row_of else ()
+            out: Tensor = layer(*before, *told)
+            return out
+
+        logits: Tensor = self.head(walk(self.stem(images), self.layers, self.depth, call)[-1])
         return logits
 
     def _count(self, images: int, active: frozenset[int] | None) -> None:
@@ -120,7 +143,7 @@ class Supernet(nn.Module):
         """
         grown = {}
         for index, layer in enumerate(self.layers):
-            if isinstance(layer, MixedCell):
+            if isinstance(layer, Cell):
                 for name, growth in layer.resize(partial, generator).items():
                     grown[f"layers.{index}.{name}"] = growth
         self.partial = partial
@@ -158,8 +181,8 @@ class Supernet(nn.Module):
         fresh.stem.load_state_dict(self.stem.state_dict())
         fresh.head.load_state_dict(self.head.state_dict())
         for mine, theirs in zip(self.layers, fresh.layers, strict=True):
-            if isinstance(mine, MixedCell) and isinstance(theirs, MixedCell):
-                _copy_survivors(mine, theirs)
+            if isinstance(mine, Cell):
+                mine.hand_over(theirs)
             else:
                 theirs.load_state_dict(mine.state_dict())
         return fresh.train(self.training)
@@ -181,21 +204,17 @@ class Supernet(nn.Module):
         plain.stem.load_state_dict(self.stem.state_dict())
         plain.head.load_state_dict(self.head.state_dict())
         for mine, theirs in zip(self.layers, plain.layers, strict=True):
-            if isinstance(mine, MixedCell) and isinstance(theirs, PlainCell):
-                _copy_to_plain(mine, theirs)
+            if isinstance(mine, Cell):
+                mine.hand_over(theirs)
             else:
                 theirs.load_state_dict(mine.state_dict())
         return plain.train(self.training)
 
     def option_sqnorm(self) -> Tensor:
         """Return the squared norm of each option's weights over all copies, shape (G,); 0 where it has none."""
-        total = next(self.head.parameters()).new_zeros(self.space.n_options)
-        for cell in self.cells():
-            for stack in cell.stacks.values():
-                assert isinstance(stack, ConvStack)
-                norms = torch.stack([stack.weights[str(c)].square().sum() for c in stack.columns])
-                total = total.index_add(0, stack.columns_index, norms)
-        return total
+        none = next(self.head.parameters()).new_zeros(())
+        parameters = [self.option_parameters(g) for g in range(self.space.n_options)]
+        return torch.stack([sum((p.square().sum() for p in mine), none) for mine in parameters])
 
     def one_hot(self, arch: Architecture) -> Tensor:
         """Return gates of shape (1, 1, G) that are 1 on the picked options and 0 elsewhere."""
@@ -203,36 +222,3 @@ class Supernet(nn.Module):
         gates = torch.zeros(1, 1, self.space.n_options, dtype=parameter.dtype, device=parameter.device)
         gates[0, 0, list(arch.columns)] = 1.0
         return gates
-
-
-def _copy_survivors(mine: MixedCell, theirs: MixedCell) -> None:
-    """Copy weights and norm statistics of the options both cells have."""
-    with torch.no_grad():
-        for name, stack in mine.stacks.items():
-            if name not in theirs.stacks:
-                continue
-            other = theirs.stacks[name]
-            assert isinstance(stack, ConvStack)
-            assert isinstance(other, ConvStack)
-            for row, column in enumerate(stack.columns):
-                if column in other.columns:
-                    to = other.columns.index(column)
-                    other.weights[str(column)].copy_(stack.weights[str(column)])
-                    other.running_mean[to] = stack.running_mean[row]
-                    other.running_var[to] = stack.running_var[row]
-
-
-def _copy_to_plain(mine: MixedCell, theirs: PlainCell) -> None:
-    """Copy the convolutions that a plain cell has; its affine norms stay at scale 1 and shift 0."""
-    with torch.no_grad():
-        for stack in mine.stacks.values():
-            assert isinstance(stack, ConvStack)
-            for row, column in enumerate(stack.columns):
-                choice_name, option = mine.space.labels[column].rsplit("/", 1)
-                choice = mine.space.choices[mine.space.choice_index(choice_name)]
-                key = f"{option}_{choice.source}_{choice.target}"
-                if key in theirs.ops:
-                    tensors = theirs.ops[key].state_dict()
-                    tensors["1.weight"].copy_(stack.weights[str(column)])
-                    tensors["2.running_mean"].copy_(stack.running_mean[row])
-                    tensors["2.running_var"].copy_(stack.running_var[row])

@@ -5,6 +5,8 @@ To add a space: copy `nb201.py` or `toy.py`, write one `Space`, add one line to 
 """
 
 from bayesarch.spaces.architecture import Architecture as Architecture
+from bayesarch.spaces.bayesnas_cell import BAYESNAS_CELL as BAYESNAS_CELL
+from bayesarch.spaces.darts import DARTS as DARTS
 from bayesarch.spaces.limits import NO_LIMITS as NO_LIMITS
 from bayesarch.spaces.limits import Limits as Limits
 from bayesarch.spaces.nb201 import NB201 as NB201
@@ -12,8 +14,33 @@ from bayesarch.spaces.space import Choice as Choice
 from bayesarch.spaces.space import Picks as Picks
 from bayesarch.spaces.space import Space as Space
 from bayesarch.spaces.toy import TOY as TOY
+from bayesarch.spaces.tree_cell import TREE_CELL as TREE_CELL
+from bayesarch.spaces.tree_cell import TREE_CELL_18 as TREE_CELL_18
+from bayesarch.spaces.tree_cell import tree_cell as tree_cell
 
-__all__ = ["NB201", "NO_LIMITS", "SPACES", "TOY", "Architecture", "Choice", "Limits", "Picks", "Space"]
+__all__ = [
+    "BAYESNAS_CELL",
+    "DARTS",
+    "NB201",
+    "NO_LIMITS",
+    "SPACES",
+    "TOY",
+    "TREE_CELL",
+    "TREE_CELL_18",
+    "Architecture",
+    "Choice",
+    "Limits",
+    "Picks",
+    "Space",
+    "tree_cell",
+]
 
-SPACES: dict[str, Space] = {"nb201": NB201, "toy": TOY}
+SPACES: dict[str, Space] = {
+    "nb201": NB201,
+    "darts": DARTS,
+    "bayesnas-cell": BAYESNAS_CELL,
+    "tree-cell": TREE_CELL,
+    "tree-cell-18": TREE_CELL_18,
+    "toy": TOY,
+}
 """Every space that can be asked for by name."""

@@ -20,6 +20,8 @@ __all__ = ["Architecture"]
 class Architecture:
     """Picked options for every choice of `space`; immutable, hashable, checked when made.
 
+    Where a choice takes any number of options, picking the zero option is picking nothing, and is written so.
+
     Raises:
         SpaceError: if the picks do not fit the space; the message names the choice and the legal options.
     """
@@ -33,7 +35,10 @@ class Architecture:
             raise SpaceError(
                 f"space {self.space.name!r} has {len(choices)} choices, the architecture has {len(self.picks)}"
             )
-        tidy = tuple(tuple(sorted(set(picked))) for picked in self.picks)
+        tidy = tuple(
+            tuple(sorted(option for option in set(picked) if choice.pick == "one" or option != choice.zero))
+            for choice, picked in zip(choices, self.picks, strict=True)
+        )
         for choice, picked in zip(choices, tidy, strict=True):
             legal = range(len(choice.options))
             if any(option not in legal for option in picked):
@@ -113,6 +118,11 @@ class Architecture:
         return tuple(
             self.space.offsets[position] + option for position, picked in enumerate(self.picks) for option in picked
         )
+
+    def single(self, position: int) -> int | None:
+        """Return the one option picked at the choice at `position`, the zero option for none; None for several."""
+        picked, zero = self.picks[position], self.space.choices[position].zero
+        return zero if not picked else picked[0] if len(picked) == 1 else None
 
     def option_names(self, position: int) -> tuple[str, ...]:
         """Return the names of the options picked at the choice at `position`."""

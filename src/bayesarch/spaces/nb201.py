@@ -6,6 +6,7 @@ A node is the sum of its transformed inputs and node 3 is the output. A cell is 
 """
 
 import re
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -22,6 +23,9 @@ EDGES = tuple((source, target) for target in range(1, 4) for source in range(tar
 
 class NB201Sizes(Config):
     """Macro sizes of the benchmark's network."""
+
+    few_examples: ClassVar[dict[str, int]] = {"cells": 1}
+    """What is smaller by default where examples are few."""
 
     channels: int = Field(default=16, ge=1)
     """C: channels of the first stage; doubled at each reduction. The benchmark's is 16."""

@@ -45,6 +45,11 @@ class Choice:
         if self.zero is not None and not 0 <= self.zero < len(self.options):
             raise SpaceError(f"choice {self.name!r}: zero={self.zero} is no index into {len(self.options)} options")
 
+    @property
+    def real(self) -> tuple[int, ...]:
+        """Indices of the options that are not the zero option."""
+        return tuple(i for i in range(len(self.options)) if i != self.zero)
+
     def index(self, option: str) -> int:
         """Return the index of `option`.
 
@@ -76,6 +81,8 @@ class Space:
     """Name of the macro network that cells of this space sit in (`bayesarch.nets.SKELETONS`)."""
     sizes: type[Config]
     """Settings of that macro network, with their defaults."""
+    entering: int | None = None
+    """How many edges into each node a method keeps that mixes one operation per edge; None: all."""
     format_fn: Callable[["Architecture"], str] | None = field(default=None, repr=False)
     """Writes an architecture in the field's own notation; None: the JSON form."""
     parse_fn: Callable[[str, "Space"], Picks] | None = field(default=None, repr=False)
@@ -132,23 +139,23 @@ class Space:
     @cached_property
     def log_size(self) -> float:
         """Natural logarithm of the number of architectures."""
-        return sum(math.log(len(c.options)) if c.pick == "one" else len(c.options) * math.log(2) for c in self.choices)
+        return sum(math.log(len(c.options)) if c.pick == "one" else len(c.real) * math.log(2) for c in self.choices)
 
     @property
     def size(self) -> int:
         """Number of architectures (strings, not equivalence classes)."""
-        return math.prod(len(c.options) if c.pick == "one" else 2 ** len(c.options) for c in self.choices)
+        return math.prod(len(c.options) if c.pick == "one" else 2 ** len(c.real) for c in self.choices)
 
     def all_picks(self) -> Iterator[Picks]:
         """Yield the picks of every architecture, the last choice moving fastest. Only sensible for small spaces."""
         per_choice: list[list[tuple[int, ...]]] = []
         for choice in self.choices:
-            indices = range(len(choice.options))
+            real = choice.real
             if choice.pick == "one":
-                per_choice.append([(i,) for i in indices])
+                per_choice.append([(i,) for i in range(len(choice.options))])
             else:
                 per_choice.append(
-                    [tuple(i for i in indices if mask >> i & 1) for mask in range(2 ** len(choice.options))]
+                    [tuple(i for k, i in enumerate(real) if mask >> k & 1) for mask in range(2 ** len(real))]
                 )
         yield from product(*per_choice)
 
@@ -159,7 +166,7 @@ class Space:
             if choice.pick == "one":
                 picks.append((rng.randrange(len(choice.options)),))
             else:
-                picks.append(tuple(i for i in range(len(choice.options)) if rng.random() < 0.5))
+                picks.append(tuple(i for i in choice.real if rng.random() < 0.5))
         return tuple(picks)
 
     def inactive(self, live: Sequence[Sequence[int]]) -> frozenset[int]:
@@ -185,7 +192,28 @@ class Space:
     def connected(self, live: Sequence[Sequence[int]]) -> bool:
         """Return whether something can flow from the input to the output of every cell type."""
         cells = {choice.cell for choice in self.choices if choice.source is not None}
-        return all(self.outputs & _reach(self.inputs, self._open_edges(live, cell)) for cell in cells)
+        return all(self.cell_connected(live, cell) for cell in cells)
+
+    def cell_connected(self, live: Sequence[Sequence[int]], cell: str) -> bool:
+        """Return whether something can flow from the input to the output of one cell type."""
+        return bool(self.outputs & _reach(self.inputs, self._open_edges(live, cell)))
+
+    def cascade(self, live: Sequence[Sequence[int]]) -> Picks:
+        """Return what is left of `live` when nothing that nothing feeds is kept, zero options left out.
+
+        A node is alive if it is an input of its cell or an edge with a live non-zero option enters it from a node that
+        is alive; edges that leave a dead node lose all their options.
+        """
+        fed: dict[str, set[str]] = {}
+        for choice in self.choices:
+            if choice.cell not in fed:
+                fed[choice.cell] = _reach(self.inputs, self._open_edges(live, choice.cell))
+        return tuple(
+            tuple(sorted(option for option in row if option != choice.zero))
+            if choice.source is None or choice.source in fed[choice.cell]
+            else ()
+            for choice, row in zip(self.choices, live, strict=True)
+        )
 
     def _open_edges(self, live: Sequence[Sequence[int]], cell: str) -> list[tuple[str, str]]:
         """Return (source, target) of the choices of `cell` with a live option that is not the zero option."""

@@ -30,7 +30,7 @@ __all__ = ["Settings", "merge", "overrides", "read_config", "settle"]
 
 SECTIONS = ("seed", "repeats", "device", "space", "method", "data", "engine", "limits")
 FEW_EXAMPLES = 10_000
-"""Below this many training examples a search uses one cell a stage unless told otherwise."""
+"""Below this many training examples a search uses the space's sizes for few examples unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,13 @@ def _named(table: Mapping[str, Any], name: Any, what: str, faults: list[str]) ->
 
 
 def small_data_sizes(settings: Settings, n_examples: int, given: Mapping[str, Any]) -> Settings:
-    """Return the settings with one cell a stage where data are few and nothing was said.
+    """Return the settings with the space's sizes for few examples where examples are few.
 
-    Only sizes that the space has and the user left out are touched; the effective value is saved with the run.
+    Only sizes that the user left out are touched; the effective value is saved with the run.
     """
     section = given.get("space", {})
-    said = isinstance(section, Mapping) and "cells" in section
-    if said or n_examples >= FEW_EXAMPLES or "cells" not in type(settings.sizes).model_fields:
+    said = set(section) if isinstance(section, Mapping) else set()
+    few = {k: v for k, v in getattr(settings.sizes, "few_examples", {}).items() if k not in said}
+    if n_examples >= FEW_EXAMPLES or not few:
         return settings
-    return replace(settings, sizes=settings.sizes.model_copy(update={"cells": 1}))
+    return replace(settings, sizes=settings.sizes.model_copy(update=few))

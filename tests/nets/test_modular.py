@@ -1,0 +1,163 @@
+"""Two-input and tree cells against what they are said to compute, written out by hand; and drop path."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayesarch.errors import ConfigError
+from bayesarch.nets import PathDrop, Supernet, build
+from bayesarch.nets.operations import Halving, operation_module
+from bayesarch.spaces import BAYESNAS_CELL, DARTS, Architecture, tree_cell
+
+SIZES = {"channels": 4, "layers": 3}
+
+
+def picks_of(space, **named):
+    picks = [()] * len(space.choices)
+    for name, options in named.items():
+        position = space.choice_index(name.replace("__", "/").replace("_from_", "<-"))
+        picks[position] = tuple(space.choices[position].index(option) for option in options)
+    return Architecture(space, tuple(picks))
+
+
+def test_a_darts_network_by_hand(generator):
+    arch = picks_of(
+        DARTS,
+        normal__2_from_0=["sep_conv_3x3"],
+        normal__2_from_1=["skip_connect", "max_pool_3x3"],
+        normal__5_from_2=["dil_conv_5x5"],
+        reduce__2_from_1=["skip_connect"],
+        reduce__3_from_2=["avg_pool_3x3"],
+    )
+    net = build(arch, input_shape=(2, 8, 8), classes=3, sizes=SIZES, generator=generator).double().eval()
+    images = torch.randn(3, 2, 8, 8, generator=generator, dtype=torch.float64)
+
+    def module(cell, key):
+        return cell.options.modules_of[key]
+
+    stem = net.stem(images)
+    first = net.layers[0]
+    a, b = first.adapt_older(stem), first.adapt_newer(stem)
+    two = module(first, "sep_conv_3x3_0_2")(a) + b + module(first, "max_pool_3x3_1")(b)
+    five = module(first, "dil_conv_5x5_2_5")(two)
+    zero = torch.zeros_like(two)
+    out = torch.cat([two, zero, zero, five], 1)
+    older, newer = stem, out
+    for cell in list(net.layers)[1:]:  # layers 1 and 2 of 3 are reductions
+        adapted = cell.adapt_newer(newer)
+        two = module(cell, "skip_connect_1_2")(adapted)
+        assert two.shape[-1] == -(-adapted.shape[-1] // 2)
+        three = module(cell, "avg_pool_3x3_2")(two)
+        older, newer = newer, torch.cat([two, three, torch.zeros_like(two), torch.zeros_like(two)], 1)
+    assert torch.allclose(net(images), net.head(newer))
+    assert older.shape[1] == 4 * 8
+
+
+def test_halving_sees_every_second_pixel_and_its_neighbour(generator):
+    halving = Halving(2, 5)
+    x = torch.randn(1, 2, 5, 5, generator=generator)
+    out = halving(x)
+    assert out.shape == (1, 5, 3, 3)
+    assert torch.allclose(out[:, :2], F.conv2d(x[:, :, ::2, ::2], halving.even.weight))
+    assert torch.allclose(out[:, 2:, :2, :2], F.conv2d(x[:, :, 1::2, 1::2], halving.odd.weight))
+
+
+def test_operations_of_bayesnas_as_released():
+    """Norm first; the dilated one is dense; the identity of a reduction has a norm and a 1 x 1 convolution."""
+    count = lambda name, stride: sum(p.numel() for p in operation_module(name, 6, stride).parameters())  # noqa: E731
+    assert count("sep5", 1) == 2 * (2 * 6 + 25 * 6 + 36)
+    assert count("dil3", 2) == 2 * 6 + 9 * 36 + 36
+    assert count("id", 2) == 2 * 6 + 36
+    assert count("id", 1) == 0
+    border = operation_module("avg3", 1)(torch.ones(1, 1, 4, 4))
+    assert border[0, 0, 0, 0] == pytest.approx(4 / 9), "zeros around the image are averaged in"
+
+
+def test_a_tree_by_hand(generator):
+    """The output is the sum of leaves; a node without a live child is a leaf."""
+    space = tree_cell(1)
+    net = (
+        Supernet(space, input_shape=(1, 6, 6), classes=2, sizes={"channels": 4, "alpha": 6}, generator=generator)
+        .double()
+        .eval()
+    )
+    cell, x = net.layers[0], torch.randn(2, 4, 6, 6, generator=generator, dtype=torch.float64)
+    root = cell.before(x)
+
+    def value(key, h):
+        return cell.options.modules_of[key](h)
+
+    def told(**gates):
+        row = torch.zeros(1, space.n_options, dtype=torch.float64)
+        for name, gate in gates.items():
+            source, target, option = name.split("__")
+            row[0, space.labels.index(f"block0/{target}<-{source}/{option}")] = gate
+        return cell(x, row)
+
+    def finish(total):
+        return cell.after(total) + cell._shortcut(x)
+
+    left = 0.5 * value("dw_sep_3x3_root_l", root)
+    assert torch.allclose(told(root__l__dw_sep_3x3=0.5), finish(left)), "no live child: l is a leaf itself"
+    below = 2.0 * value("conv_1x1_l_ll", left)
+    both = told(root__l__dw_sep_3x3=0.5, l__ll__conv_1x1=2.0)
+    assert torch.allclose(both, finish(below)), "l has a live child: its own value is not in the sum"
+    right = 3.0 * root
+    assert torch.allclose(told(root__l__dw_sep_3x3=0.5, root__r__identity=3.0), finish(left + right))
+    assert torch.allclose(told(), finish(root)), (
+        "nothing left: the block is its two 1 x 1 convolutions and the shortcut"
+    )
+
+
+def test_every_block_of_a_tree_space_is_its_own(generator):
+    space = tree_cell(1)
+    net = Supernet(space, input_shape=(1, 6, 6), classes=2, sizes={"channels": 4, "alpha": 6}, generator=generator)
+    assert net.occupancy.shape == (3, space.n_options)
+    assert bool((net.occupancy.sum(0) == 1).all())
+    with pytest.raises(ConfigError, match="partial"):
+        net.resize(2, generator=generator)
+
+
+def test_normal_and_reduction_cells_share_no_option(generator):
+    net = Supernet(
+        BAYESNAS_CELL, input_shape=(1, 8, 8), classes=2, sizes={"channels": 4, "layers": 5}, generator=generator
+    )
+    assert net.occupancy.sum(1).tolist() == [64] * 5
+    assert [bool(row[0]) for row in net.occupancy] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("partial", [2, 4])
+def test_partial_channels_of_a_two_input_cell(partial, generator):
+    """Channels beyond C / K pass every edge, times the sum of its gates; all live gates at 0 give nothing."""
+    net = Supernet(DARTS, input_shape=(1, 8, 8), classes=2, sizes={"channels": 8, "layers": 3}, generator=generator)
+    net.resize(partial, generator=generator)
+    net.double().eval()
+    cell, width = net.layers[0], 8 // partial
+    x = torch.randn(2, 24, 8, 8, generator=generator, dtype=torch.float64)
+    gates = torch.zeros(1, DARTS.n_options, dtype=torch.float64)
+    gates[0, DARTS.labels.index("normal/2<-0/skip_connect")] = 0.5
+    gates[0, DARTS.labels.index("normal/2<-1/none")] = 2.0
+    a, b = cell.adapt_older(x), cell.adapt_newer(x)
+    through = 0.5 * a[:, :width]
+    past = 0.5 * a[:, width:] + 2.0 * b[:, width:]
+    expected = torch.cat([through, past], 1)
+    expected = expected.view(2, partial, width, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8)
+    assert torch.allclose(cell(x, x, gates)[:, :8], expected)
+
+
+def test_drop_path_scales_what_it_keeps_and_is_off_in_eval_mode(generator):
+    drop = PathDrop(0.25, generator=generator)
+    out = drop(torch.ones(4000, 2))
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert bool((out[:, 0] == out[:, 1]).all()), "an example is dropped whole"
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.05)
+    arch = picks_of(DARTS, normal__2_from_0=["sep_conv_3x3"], reduce__2_from_1=["skip_connect"])
+    net = build(arch, input_shape=(1, 8, 8), classes=2, sizes=SIZES, generator=generator)
+    images = torch.randn(8, 1, 8, 8, generator=generator)
+    net.drop_paths(PathDrop(0.5, generator=generator))
+    net.eval()
+    assert torch.equal(net(images), net(images))
+    net.train()
+    assert not torch.equal(net(images), net(images))
+    net.drop_paths(None)
+    assert torch.equal(net(images), net(images))
