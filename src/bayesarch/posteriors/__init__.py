@@ -11,10 +11,12 @@ from bayesarch.posteriors.base import ArchitecturePosterior as ArchitecturePoste
 from bayesarch.posteriors.base import CredibleSet as CredibleSet
 from bayesarch.posteriors.base import word as word
 from bayesarch.posteriors.conditionals import ConditionalsAtMode as ConditionalsAtMode
+from bayesarch.posteriors.inclusion import Inclusion as Inclusion
 from bayesarch.posteriors.listed import Listed as Listed
 from bayesarch.posteriors.listed import jeffreys as jeffreys
 from bayesarch.posteriors.meanfield import MeanField as MeanField
 from bayesarch.posteriors.meanfield import entropy_of as entropy_of
+from bayesarch.posteriors.topedges import TopEdges as TopEdges
 from bayesarch.posteriors.within import WithinLimits as WithinLimits
 from bayesarch.spaces import SPACES, Space
 
@@ -23,8 +25,10 @@ __all__ = [
     "ArchitecturePosterior",
     "ConditionalsAtMode",
     "CredibleSet",
+    "Inclusion",
     "Listed",
     "MeanField",
+    "TopEdges",
     "WithinLimits",
     "entropy_of",
     "from_json",
@@ -37,6 +41,8 @@ KINDS: dict[str, Any] = {
     "mean-field": MeanField,
     "mean-field-within-limits": WithinLimits,
     "conditionals-at-mode": ConditionalsAtMode,
+    "top-edges": TopEdges,
+    "inclusion": Inclusion,
     "candidates": Listed,
     "recurrence": Listed,
 }

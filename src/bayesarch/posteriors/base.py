@@ -9,12 +9,23 @@ from bayesarch.spaces import Architecture, Space
 
 __all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights"]
 
-Kind = Literal["exact", "mean-field", "mean-field-within-limits", "conditionals-at-mode", "candidates", "recurrence"]
+Kind = Literal[
+    "exact",
+    "mean-field",
+    "mean-field-within-limits",
+    "conditionals-at-mode",
+    "top-edges",
+    "inclusion",
+    "candidates",
+    "recurrence",
+]
 """
 exact                      enumerated
 mean-field                 a product over choices
 mean-field-within-limits   that product, given that hard limits are kept
 conditionals-at-mode       each choice given the rest of the found architecture; neither marginals nor a joint
+top-edges                  a fixed number of edges into each node, one operation on each
+inclusion                  edges and options in or out, each by itself where something feeds it
 candidates                 architectures that were tried, weighted by how well they did
 recurrence                 how often independent runs found it
 """

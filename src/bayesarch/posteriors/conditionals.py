@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bayesarch.posteriors.base import CredibleSet, Kind, Weights, take_until
-from bayesarch.posteriors.meanfield import check_table, entropy_of, named, table_of
+from bayesarch.posteriors.meanfield import check_table, entropy_of, flat_marginals, named, table_of
 from bayesarch.spaces import Architecture, Space
 
 __all__ = ["ConditionalsAtMode"]
@@ -56,11 +56,11 @@ class ConditionalsAtMode:
         """Return the probability under `sample` that each flat option is picked, shape (G,)."""
         share = 1.0 / len(self.table)
         rows = []
-        for row, picked in zip(self.table, self._mode.picks, strict=True):
+        for position, row in enumerate(self.table):
             marginal = share * row
-            marginal[picked[0]] += 1.0 - share
+            marginal[self._mode.single(position)] += 1.0 - share
             rows.append(marginal)
-        return np.concatenate(rows)
+        return flat_marginals(self.space, rows)
 
     def mode(self) -> Architecture:
         """Return the found architecture."""
@@ -81,8 +81,12 @@ class ConditionalsAtMode:
         away = [i for i, (a, b) in enumerate(zip(arch.picks, self._mode.picks, strict=True)) if a != b]
         if len(away) > 1:
             return -math.inf
-        probability = self._stay() if not away else self.table[away[0]][arch.picks[away[0]][0]] / len(self.table)
+        probability = self._stay() if not away else self._weight_of(arch, away[0]) / len(self.table)
         return math.log(probability) if probability > 0 else -math.inf
+
+    def _weight_of(self, arch: Architecture, position: int) -> float:
+        option = arch.single(position)
+        return 0.0 if option is None else float(self.table[position][option])
 
     def entropy(self) -> float:
         """Return the entropy in nats, exactly, over the mode and its neighbours."""
@@ -133,7 +137,7 @@ class ConditionalsAtMode:
 
     def _stay(self) -> float:
         """Probability that a draw is the mode itself."""
-        kept = [row[picked[0]] for row, picked in zip(self.table, self._mode.picks, strict=True)]
+        kept = [self._weight_of(self._mode, position) for position in range(len(self.table))]
         return float(np.mean(kept))
 
     def _neighbour(self, position: int, option: int) -> Architecture:
@@ -144,7 +148,7 @@ class ConditionalsAtMode:
         yield self._mode, self._stay()
         for position, row in enumerate(self.table):
             for option, value in enumerate(row):
-                if (option,) != self._mode.picks[position]:
+                if option != self._mode.single(position):
                     yield self._neighbour(position, option), float(value) / len(self.table)
 
 

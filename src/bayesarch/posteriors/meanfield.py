@@ -1,4 +1,7 @@
-"""A product of independent categorical distributions, one per choice."""
+"""A product of independent categorical distributions, one per choice.
+
+Where a choice takes any number of options, one of them or none is picked: the zero option stands for none.
+"""
 
 import heapq
 import math
@@ -37,7 +40,7 @@ class MeanField:
 
     def marginals(self) -> np.ndarray:
         """Return the probability that each flat option is picked, shape (G,)."""
-        return np.concatenate(self.table)
+        return flat_marginals(self.space, self.table)
 
     def mode(self) -> Architecture:
         """Return the architecture of the largest weights; ties go to the option named first."""
@@ -51,7 +54,8 @@ class MeanField:
 
     def log_prob(self, arch: Architecture) -> float:
         """Return the log probability in nats."""
-        terms = [row[picked[0]] for row, picked in zip(self.table, arch.picks, strict=True)]
+        options = [arch.single(position) for position in range(len(self.table))]
+        terms = [0.0 if option is None else row[option] for row, option in zip(self.table, options, strict=True)]
         return float(sum(math.log(p) if p > 0 else -math.inf for p in terms))
 
     def entropy(self) -> float:
@@ -99,6 +103,17 @@ class MeanField:
         return cls(space, table_of(record["weights"], space), calibrated=record["calibrated"])
 
 
+def flat_marginals(space: Space, table: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the rows as one (G,); zero options are 0 where picking them is picking nothing."""
+    rows = []
+    for choice, row in zip(space.choices, table, strict=True):
+        values = row.copy()
+        if choice.pick == "any" and choice.zero is not None:
+            values[choice.zero] = 0.0
+        rows.append(values)
+    return np.concatenate(rows)
+
+
 def check_table(space: Space, table: Sequence[Sequence[float]]) -> list[np.ndarray]:
     """Return the rows as float64 arrays that sum to 1.
 
@@ -110,8 +125,8 @@ def check_table(space: Space, table: Sequence[Sequence[float]]) -> list[np.ndarr
     rows = []
     for choice, row in zip(space.choices, table, strict=True):
         values = np.asarray(row, dtype=np.float64)
-        if choice.pick != "one":
-            raise ValueError(f"choice {choice.name!r} picks any number of options; this posterior needs one")
+        if choice.pick != "one" and choice.zero is None:
+            raise ValueError(f"choice {choice.name!r} picks any number of options and none stands for nothing")
         if values.shape != (len(choice.options),) or not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(f"choice {choice.name!r}: weights must be {len(choice.options)} numbers >= 0")
         if abs(values.sum() - 1) > 1e-4:
