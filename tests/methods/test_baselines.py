@@ -354,3 +354,34 @@ def test_bpnas_prunes_within_the_limits_step_by_step(tmp_path):
     mode = engine.method.posterior(state).mode()
     assert limits.cost(NB201, mode.picks)["cost"] in (18.0, 19.0, 20.0), "as much as was wanted, within the limit"
     assert engine.method.summary(state)["fired_by"]["limits"] > 0
+
+
+# --- other spaces ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "bayesnas"])
+def test_ends_in_a_genotype_in_the_space_of_darts(method, tmp_path):
+    """Two operations into each node, what was found still there, and nothing else."""
+    settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}, "random": {"candidates": 3}}.get(method)
+    engine = make_engine(
+        tmp_path, method=method, space="darts", source="digits", sizes={"channels": 4, "layers": 3}, limit=200,
+        epochs=2, closing_epochs=0, settings=settings,
+    ).run()  # fmt: skip
+    arch = posterior_of(engine).mode()
+    assert str(arch).startswith("Genotype(")
+    assert sum(map(len, arch.picks)) == 16
+    assert all(engine.state.live[g] for g in arch.columns)
+    zeros = torch.tensor([i == c.zero for c in arch.space.choices for i in range(len(c.options))])
+    assert int((engine.state.live & ~zeros).sum()) == 16
+
+
+@pytest.mark.parametrize("method", ["bpnas", "gdas"])
+def test_keeps_one_operation_or_none_where_any_number_may_stay(method, tmp_path):
+    settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}}.get(method)
+    engine = make_engine(
+        tmp_path, method=method, space="tree-cell", source="digits", sizes={"channels": 4, "alpha": 6}, limit=200,
+        epochs=2, closing_epochs=0, settings=settings,
+    ).run()  # fmt: skip
+    arch = posterior_of(engine).mode()
+    assert max(map(len, arch.picks)) == 1
+    assert arch.space.connected(arch.picks)

@@ -61,12 +61,8 @@ def test_the_page_says_what_the_summary_says(run):
     assert "The test split has not been read" in text
     assert "delta: 0.05" in text
     assert run.data["fingerprint"]["content"] in text
-    for cause, words in (
-        ("threshold", "pruned by the threshold"),
-        ("inactive", "on inactive"),
-        ("cap", "by the cap"),
-    ):
-        assert re.search(rf"{summary['fired_by'][cause]}\s+(options )?{words}", text)
+    for cause in ("threshold", "inactive", "cap"):
+        assert re.search(rf"removed by.*\b{cause} {summary['fired_by'][cause]}\b", text)
 
 
 def test_equal_runs_draw_equal_pictures(run):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bayesarch.config import Config
+from bayesarch.methods.bayesnas import BayesNAS as BayesNAS
+from bayesarch.methods.bayesnas import BayesNASConfig as BayesNASConfig
 from bayesarch.methods.bpnas import BPNAS as BPNAS
 from bayesarch.methods.bpnas import BPNASConfig as BPNASConfig
 from bayesarch.methods.darts import DARTSConfig as DARTSConfig
@@ -32,6 +34,8 @@ __all__ = [
     "BPNAS",
     "METHODS",
     "BPNASConfig",
+    "BayesNAS",
+    "BayesNASConfig",
     "DARTSConfig",
     "DrNAS",
     "DrNASConfig",
@@ -60,6 +64,7 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
+    "bayesnas": Entry(BayesNAS, BayesNASConfig),
     "bpnas": Entry(BPNAS, BPNASConfig),
     "drnas": Entry(DrNAS, DrNASConfig),
     "drnas-progressive": Entry(DrNASProgressive, DrNASProgressiveConfig),

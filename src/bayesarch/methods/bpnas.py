@@ -32,6 +32,7 @@ from bayesarch.functional import Streams, concentration
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, prune_order
 from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
 from bayesarch.methods.single import (
+    allowed,
     argmax_live,
     belief_record,
     found,
@@ -45,7 +46,7 @@ from bayesarch.methods.single import (
 )
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode
-from bayesarch.spaces import Limits, Space
+from bayesarch.spaces import Architecture, Limits, Space
 
 __all__ = ["BPNAS", "BPNASConfig", "BPNASState"]
 
@@ -205,10 +206,12 @@ class BPNAS:
         """Return the state with the loss of every option given the rest of the found cell."""
         if self.config.reopen_steps == 0:
             return state
+        mode = found(self.space, state.live)
         losses = conditional_losses(
             net,
-            found(self.space, state.live),
+            mode,
             data,
+            among=self._neighbours(mode, Limits.from_json(state.limits)),
             streams=streams,
             steps_per_option=self.config.reopen_steps,
             batch_size=state.batch_size,
@@ -221,10 +224,7 @@ class BPNAS:
             return product(self.space, rows(self.space, self._means(state)), state.limits)
         mode, limits = found(self.space, state.live), Limits.from_json(state.limits)
         losses = torch.tensor(state.losses, dtype=torch.float64)
-        for position in range(len(self.space.choices)):
-            for option, g in enumerate(self.space.columns(position)):
-                if not limits.allow(self.space, (*mode.picks[:position], (option,), *mode.picks[position + 1 :])):
-                    losses[g] = math.inf
+        losses[~self._neighbours(mode, limits)] = math.inf
         table, gaps = [], []
         for position in range(len(self.space.choices)):
             row = losses[list(self.space.columns(position))]
@@ -232,6 +232,16 @@ class BPNAS:
             table.append(torch.softmax(-gap / self.config.temperature, 0).tolist())
             gaps.append(gap.tolist())
         return ConditionalsAtMode(mode, table, gaps=gaps, temperature=self.config.temperature)
+
+    def _neighbours(self, mode: Architecture, limits: Limits) -> Tensor:
+        """Return which options may stand in place of the picked one, the rest of `mode` as it is, shape (G,)."""
+        return torch.tensor(
+            [
+                allowed(self.space, (*mode.picks[:position], (option,), *mode.picks[position + 1 :]), limits)
+                for position, choice in enumerate(self.space.choices)
+                for option in range(len(choice.options))
+            ]
+        )
 
     def summary(self, state: BPNASState) -> Info:
         """Return every pruning in order, and how many were fired by what."""

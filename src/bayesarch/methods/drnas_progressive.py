@@ -175,7 +175,12 @@ class DrNASProgressive:
         """Return the state at the start of a stage: the best options of each choice, others at 0 and gone."""
         live, limits, values = state.live.clone(), Limits.from_json(state.limits), state.a.tolist()
         for position in range(len(self.space.choices)):
-            ranked = sorted((g for g in self.space.columns(position) if live[g]), key=lambda g: (values[g], -g))
+            columns = self.space.columns(position)
+            # where nodes keep some edges alone, whether an edge is there is decided at the end
+            spared = None if self.space.entering is None else self.space.choices[position].zero
+            ranked = sorted(
+                (g for i, g in enumerate(columns) if live[g] and i != spared), key=lambda g: (values[g], -g)
+            )
             for g in ranked:
                 left = live.clone()
                 left[g] = False

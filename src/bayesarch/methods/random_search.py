@@ -184,12 +184,31 @@ class RandomSearch:
         limits, table = Limits.from_json(state.limits), live_table(self.space, state.live)
         for _ in range(TRIES):
             shares = torch.rand(len(table), generator=generator, device=generator.device).tolist()
-            picks: Picks = tuple((row[int(share * len(row))],) for row, share in zip(table, shares, strict=True))
-            if limits.allow(self.space, picks):
-                yield Architecture(self.space, picks)
+            order = [0.0] * len(table)
+            if self.space.entering is not None:
+                order = torch.rand(len(table), generator=generator, device=generator.device).tolist()
+            arch = Architecture(self.space, self._uniform(table, shares, order))
+            if limits.allow(self.space, arch.picks):
+                yield arch
         raise ConfigError(
             f"random search drew {TRIES} architectures and too few kept the limits; loosen them or use another method"
         )
+
+    def _uniform(self, table: list[list[int]], shares: list[float], order: list[float]) -> Picks:
+        """Return one live option per choice; where nodes keep a number of edges, on that many drawn at random."""
+        keep, choices = self.space.entering, self.space.choices
+        empty: set[int] = set()
+        if keep is not None:
+            nodes: dict[tuple[str, str | None], list[int]] = {}
+            for position, choice in enumerate(choices):
+                nodes.setdefault((choice.cell, choice.target), []).append(position)
+            for members in nodes.values():
+                empty |= set(sorted(members, key=lambda p: order[p])[keep:])
+        picks = []
+        for position, (choice, row, share) in enumerate(zip(choices, table, shares, strict=True)):
+            real = [i for i in row if keep is None or i != choice.zero]
+            picks.append(() if position in empty or not real else (real[int(share * len(real))],))
+        return tuple(picks)
 
     def _ranked(
         self, state: RandomSearchState, net: Supernet, split: Split, candidates: list[Architecture]
@@ -204,4 +223,4 @@ class RandomSearch:
                     batch_size=4 * state.batch_size,
                     limit=self.config.rank_batches,
                 ).loss
-                yield [[picked[0] for picked in arch.picks], loss]
+                yield [[arch.single(position) for position in range(len(arch.picks))], loss]

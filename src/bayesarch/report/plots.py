@@ -131,7 +131,7 @@ def cell(edges: Records) -> str:
 
 
 def _draw(axes: Axes, edges: Records) -> None:
-    nodes = sorted({edge["source"] for edge in edges} | {edge["target"] for edge in edges})
+    nodes = _forward(edges)
     place = {node: 2.0 * i for i, node in enumerate(nodes)}
     for index, edge in enumerate(edges):
         start, end = place[edge["source"]], place[edge["target"]]
@@ -172,6 +172,17 @@ def _draw(axes: Axes, edges: Records) -> None:
     axes.set_ylim(-reach, reach)
     axes.set_aspect("equal")
     axes.axis("off")
+
+
+def _forward(edges: Records) -> list[str]:
+    """Return the nodes so that every edge leads to the right."""
+    waiting = sorted({edge["source"] for edge in edges} | {edge["target"] for edge in edges})
+    order: list[str] = []
+    while waiting:
+        ready = [n for n in waiting if all(e["source"] in order for e in edges if e["target"] == n)]
+        order.append(ready[0])
+        waiting.remove(ready[0])
+    return order
 
 
 def pruning(metrics: Records) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from bayesarch.engine import Engine
 from bayesarch.nets import OPERATIONS, architecture_cost
 from bayesarch.posteriors import ArchitecturePosterior, ConditionalsAtMode, entropy_of, word
-from bayesarch.spaces import Architecture
+from bayesarch.spaces import Architecture, Choice
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.limits import LimitsConfig
 
@@ -83,21 +83,32 @@ def edge_base(arch: Architecture, position: int) -> dict[str, Any]:
 
 
 def edge_rows(arch: Architecture, posterior: ArchitecturePosterior) -> list[dict[str, Any]]:
-    """Return one row per choice: what was picked, its weight, the row's entropy, its loss gap, whether inactive."""
+    """Return one row per choice: what was picked, the weights of that, entropy, loss gap, whether inactive."""
     table = posterior.weights()
     gaps = posterior.gaps if isinstance(posterior, ConditionalsAtMode) else None
     rows = []
     for position, choice in enumerate(arch.space.choices):
         weights = table[choice.name]
+        names = arch.option_names(position)
+        if choice.pick == "any" and not names and choice.zero is not None:
+            names = (choice.options[choice.zero],)
         rows.append(
             {
                 **edge_base(arch, position),
-                "weight": float(sum(weights[name] for name in arch.option_names(position))),
-                "entropy": entropy_of(np.array(list(weights.values()))),
-                "gap_nats": None if gaps is None else float(gaps[position][arch.picks[position][0]]),
+                "weights": [float(weights[name]) for name in names],
+                "entropy": _entropy(choice, weights),
+                "gap_nats": None if gaps is None else float(gaps[position][choice.options.index(names[0])]),
             }
         )
     return rows
+
+
+def _entropy(choice: Choice, weights: Mapping[str, float]) -> float:
+    """Return the entropy of one choice's weights, nats: of one draw, or of every option's being in or out."""
+    if choice.pick == "one":
+        return entropy_of(np.array(list(weights.values())))
+    real = [weights[choice.options[i]] for i in choice.real]
+    return sum(entropy_of(np.array([p, 1.0 - p])) for p in real)
 
 
 def collapse_warnings(arch: Architecture) -> list[str]:

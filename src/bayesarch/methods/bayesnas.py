@@ -1,0 +1,482 @@
+"""BayesNAS: switches under hierarchical automatic-relevance priors; what the evidence does not support is removed.
+
+Reference: Zhou, Yang, Wang and Pan, "BayesNAS: A Bayesian Approach for Neural Architecture Search", ICML 2019.
+
+    weights alone for a while, then rounds of
+        training of weights and switches on the loss plus the penalty of the evidence bound
+        recalibrated norms -> curvature (GGN diagonal) -> new variances -> removal, with all that depended on it
+
+Every copy of a cell has switches of its own and shares variances with the others. The zero option's switch is a gate
+in series with its edge's operations, at their output. What the paper and its code leave open, and how it is resolved
+here (each is a setting): the dependency reaches from node to node, the update has all cross terms, curvature is the
+exact GGN on many batches with norms in eval mode, and an option goes when the evidence for letting its *effective*
+switch w_0 w_o vary is not positive, a rule without a scale. The paper's entropy rule is `rule: entropy`. Inclusion
+probabilities are ours.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bayesarch.config import Config
+from bayesarch.data import Batch, Split
+from bayesarch.engine import Clock, Curvature, Info, Setting, batch_loss, gate_curvature, recalibrate
+from bayesarch.functional import Streams, ard
+from bayesarch.methods.several import best_path, prior_edges, series
+from bayesarch.methods.single import argmax_live, live_table, open_options, rows, within
+from bayesarch.nets import Supernet
+from bayesarch.posteriors import ArchitecturePosterior, Inclusion, Listed
+from bayesarch.spaces import Architecture, Limits, Space
+
+__all__ = ["BayesNAS", "BayesNASConfig", "BayesNASState"]
+
+
+class BayesNASConfig(Config):
+    """Settings of BayesNAS."""
+
+    dependency: ard.Dependency = "full"
+    """What an operation's prior depends on: nothing, the gate of its edge, or what enters its source as well."""
+    update: Literal["exact", "published"] = "exact"
+    """Variances that lower the evidence bound, or the paper's update, which leaves out cross terms."""
+    penalty_gates: float = Field(default=0.007, gt=0)
+    """lambda of gates: 1 / the number of examples that the mean loss is taken to stand for."""
+    penalty_operations: float = Field(default=0.007, gt=0)
+    """lambda of operations."""
+    penalised: bool = True
+    """Whether switches pay the penalty while they are trained; without it only the criterion prunes (an ablation)."""
+    step: Literal["proximal", "gradient"] = "proximal"
+    """How the penalty moves switches: a proximal step after the optimiser's, or its gradient (published)."""
+    warmup_steps: int = Field(default=150, ge=0)
+    """Steps of the weights alone before the first round, rounded up to epochs (published: one epoch, 5,000 images)."""
+    round_steps: int = Field(default=150, ge=1)
+    """Steps between two updates, rounded up to epochs (published: one epoch of 2,500 steps of 18 images)."""
+    rounds: int = Field(default=3, ge=1)
+    """Updates of the variances, each followed by a removal; 1 is the released code."""
+    switch_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of switches (SGD); null: that of the weights."""
+    switch_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of switches."""
+    train_on: Literal["architecture", "both"] = "architecture"
+    """Split that weights and switches are trained on together; warm-up is on the weights split (published)."""
+    first_variance: float = Field(default=1.0, gt=0)
+    """Variances before the first update."""
+    curvature: Literal["exact", "mc"] = "exact"
+    """GGN by a backward pass per class, or Monte-Carlo Fisher by one."""
+    curvature_batches: int | None = Field(default=None, ge=1)
+    """Batches of the architecture split that curvature is taken on; null: all."""
+    rule: Literal["evidence", "entropy"] = "evidence"
+    """When an option goes: no evidence for letting it vary (no scale), or entropy of its variance (the paper's)."""
+    threshold: float = Field(default=ard.ENTROPY_THRESHOLD, gt=0)
+    """Variance at or below which the entropy rule removes; 1 / (2 pi e) is where the entropy is 0."""
+    decide_on: Literal["effective", "switch"] = "effective"
+    """Whether the evidence rule asks of w_0 w_o or of w_o alone, whose curvature goes as its gate goes."""
+    slab: float = Field(default=1.0, gt=0)
+    """Variance of the slab of inclusion probabilities."""
+    prior_odds: float = Field(default=1.0, gt=0)
+    """Prior odds that an option is there, of inclusion probabilities."""
+
+
+@dataclass(frozen=True)
+class BayesNASState:
+    """Beliefs: switches with momentum, variances, the penalty in force, evidence, the live mask, what was removed."""
+
+    w: Tensor
+    """Switches, shape (L, G)."""
+    velocity: Tensor
+    """Their momentum, shape (L, G)."""
+    gamma: Tensor
+    """Free variances (as stored, where the update is the published one), shape (G,)."""
+    weight: Tensor
+    """Weights of the penalty, shape (G,)."""
+    share: Tensor
+    """Shares of the penalty, shape (G, G); (0,) where it is separable."""
+    log_factor: Tensor
+    """Log Bayes factor of each option and gate when last looked at, nats, shape (G,)."""
+    live: Tensor
+    undecided: Tensor
+    """What was live when one option per choice, or what the limits allow, was picked, shape (G,)."""
+    batch_size: int
+    updates: int = 0
+    removed: tuple[Any, ...] = ()
+    """[update, option, why] of each option removed; why is evidence or entropy, gate, dependency, inactive, single,
+    limits or cap."""
+    kept_by_guard: int = 0
+    """Options that a criterion would have removed and the last path needed."""
+    decided: bool = False
+    limits: Any = None
+    """What must be kept, as `Limits.to_json` gives it."""
+
+
+class BayesNAS:
+    """Architecture search by the evidence of switches.
+
+    Args:
+        space: choices whose zero option, if any, is the gate of an edge.
+        config: settings.
+    """
+
+    name = "bayesnas"
+    splits = ("architecture", "weights")
+    cite = "Zhou et al., BayesNAS: A Bayesian Approach for Neural Architecture Search, ICML 2019"
+    state_type = BayesNASState
+
+    def __init__(self, space: Space, config: BayesNASConfig | None = None) -> None:
+        self.space, self.config = space, config or BayesNASConfig()
+        self.edges = prior_edges(space)
+
+    def init(self, setting: Setting, *, streams: Streams) -> BayesNASState:
+        """Return all switches at 1 and all variances at their first value."""
+        one = torch.ones(self.space.n_options, device=setting.device)
+        w = one.expand(setting.n_copies, -1).clone()
+        live = open_options(self.space, setting.limits) & self._selectable()
+        return BayesNASState(
+            w=w,
+            velocity=torch.zeros_like(w),
+            gamma=self.config.first_variance * one,
+            weight=one.clone(),
+            share=one.new_zeros(0),
+            log_factor=torch.zeros_like(one),
+            live=live,
+            undecided=live.clone(),
+            batch_size=setting.batch_size,
+            limits=setting.limits.to_json() if setting.limits else None,
+        )
+
+    def _selectable(self) -> Tensor:
+        """Return which options can be picked, (G,): a zero option is picked only where exactly one has to be."""
+        return torch.tensor([c.pick == "one" or i != c.zero for c in self.space.choices for i in range(len(c.options))])
+
+    def gates(self, state: BayesNASState) -> Tensor:
+        """Return the composed switches, shape (1, L, G); ones on what was found when all is decided."""
+        if state.decided:
+            return state.live.to(state.w).view(1, 1, -1)
+        return series(self.space, str(state.w.device)).compose(state.w).unsqueeze(0)
+
+    def step(
+        self,
+        state: BayesNASState,
+        net: Supernet,
+        batches: Mapping[str, Batch],
+        *,
+        streams: Streams,
+        clock: Clock,
+    ) -> tuple[BayesNASState, Info]:
+        """Return moved switches; weights alone during warm-up and once everything is decided."""
+        if state.decided or clock.epoch < self._epochs(self.config.warmup_steps, clock):
+            gates = self.gates(state)
+            return state, _pass(net, batches["weights"], gates)
+        used = [batches["architecture"], *([batches["weights"]] if self.config.train_on == "both" else [])]
+        parts = series(self.space, str(state.w.device))
+        leaf = state.w.detach().requires_grad_()
+        info: dict[str, Tensor] = {}
+        for batch in used:
+            info = _pass(net, batch, parts.compose(leaf).unsqueeze(0), share=1.0 / len(used))
+        assert leaf.grad is not None
+        return self._moved(state, leaf.grad, net.occupancy.to(leaf.device), clock), info
+
+    def _moved(self, state: BayesNASState, gradient: Tensor, present: Tensor, clock: Clock) -> BayesNASState:
+        """Return the state after one step of the switches on loss and penalty."""
+        config, terms = self.config, self._penalty(state, state.w.device)
+        if config.penalised and config.step == "gradient":
+            leaf = state.w.detach().requires_grad_()
+            ard.penalty(terms, (leaf * present).square().sum(0)).backward()
+            assert leaf.grad is not None
+            gradient = gradient + leaf.grad
+        lr = config.switch_lr or clock.weight_lr
+        velocity = config.switch_momentum * state.velocity + gradient
+        w = state.w - lr * velocity
+        if config.penalised and config.step == "proximal":
+            w = ard.proximal(w * present, terms, lr, before=state.w * present)
+        return replace(state, w=torch.where(present, w, state.w), velocity=velocity)
+
+    def _penalty(self, state: BayesNASState, device: torch.device) -> ard.Penalty:
+        """Return the penalty in force, lambda included."""
+        lam = self._lambda(device)
+        return ard.Penalty(lam * state.weight, state.share if state.share.ndim == 2 else None)
+
+    def _lambda(self, device: torch.device) -> Tensor:
+        is_gate = series(self.space, str(device)).is_gate
+        gates, operations = (
+            torch.tensor(v, device=device) for v in (self.config.penalty_gates, self.config.penalty_operations)
+        )
+        return torch.where(is_gate, gates, operations)
+
+    def _epochs(self, steps: int, clock: Clock) -> int:
+        """Return whole epochs that hold so many steps."""
+        return math.ceil(steps / clock.steps_per_epoch)
+
+    def round_steps(self, steps_per_pass: int) -> int:
+        """Return the steps between two boundaries: one epoch."""
+        return steps_per_pass
+
+    def boundary(
+        self,
+        state: BayesNASState,
+        net: Supernet,
+        data: Mapping[str, Split],
+        *,
+        streams: Streams,
+        clock: Clock,
+    ) -> tuple[BayesNASState, Info]:
+        """Return the state after an update of the variances and a removal, if one is due."""
+        since = clock.epoch - self._epochs(self.config.warmup_steps, clock)
+        every = self._epochs(self.config.round_steps, clock)
+        due = since > 0 and (since % every == 0 or clock.last)
+        if state.decided or not due:
+            return state, self._record(state)
+        seen = self.look(state, net, data, streams)
+        state = self.updated(state, seen, net.occupancy.to(state.w.device))
+        state = self.removed(state, seen, net.occupancy.to(state.w.device))
+        return state, self._record(state)
+
+    def look(self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], streams: Streams) -> Curvature:
+        """Return curvature and gradient on the architecture split, norms recalibrated to the gates in force."""
+        gates, parts = self.gates(state), series(self.space, str(state.w.device))
+        recalibrate(net, gates, data["weights"], batch_size=state.batch_size)
+        return gate_curvature(
+            net,
+            gates,
+            data["architecture"],
+            pull=lambda jacobian: parts.pull(jacobian, state.w),
+            mode=self.config.curvature,
+            batch_size=state.batch_size,
+            limit=self.config.curvature_batches,
+            generator=streams["curvature"],
+        )
+
+    def updated(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
+        """Return the state with new variances and the penalty that belongs to them."""
+        config = self.config
+        h = torch.where(present, seen.h, 0.0) / self._lambda(state.w.device)
+        squares = (state.w * present).square().sum(0)
+        if config.update == "exact":
+            gamma = ard.exact_update(state.gamma, squares, h, self.edges, config.dependency)
+            terms = ard.penalty_of(gamma, h, self.edges, config.dependency)
+        else:
+            gamma = ard.published_update(state.gamma, squares, h, self.edges, config.dependency)
+            terms = ard.published_penalty(gamma, h)
+        share = state.share.new_zeros(0) if terms.share is None else terms.share
+        return replace(state, gamma=gamma, weight=terms.weight, share=share, updates=state.updates + 1)
+
+    def evidence(self, state: BayesNASState, seen: Curvature, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (support, log Bayes factor) of each option, and of each gate by its own switch, shapes (G,)."""
+        parts, lam = series(self.space, str(state.w.device)), self._lambda(state.w.device)
+        own, own_h, own_g = state.w, seen.h / lam, seen.gradient / lam
+        if self.config.decide_on == "effective":
+            own = torch.where(parts.is_gate, own, parts.compose(state.w))
+            own_h = torch.where(parts.is_gate, own_h, seen.gate_h / lam)
+            own_g = torch.where(parts.is_gate, own_g, seen.gate_gradient / lam)
+        h = torch.where(present, own_h, 0.0)
+        b = torch.where(present, ard.newton_optimum(own, own_h, own_g), 0.0)
+        return ard.support(b, h), ard.log_bayes_factor(b, h, self.config.slab)
+
+    def removed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
+        """Return the state without what the criterion, and with it the dependency, takes away."""
+        support, factor = self.evidence(state, seen, present)
+        s = state.gamma
+        if self.config.update == "exact":
+            s = ard.prior_variances(state.gamma, self.edges, self.config.dependency)
+        fails = support <= 0 if self.config.rule == "evidence" else s <= self.config.threshold
+        score = (factor if self.config.rule == "evidence" else s.clamp(min=1e-30).log()).cpu().tolist()
+        failing = fails.cpu()
+        alive = state.live.to(factor.device) | series(self.space, str(factor.device)).is_gate
+        state = replace(state, log_factor=torch.where(alive, factor, state.log_factor))
+        wanted, why = state.live.clone(), dict[int, str]()
+        for position, choice in enumerate(self.space.choices):
+            columns = self.space.columns(position)
+            shut = choice.zero is not None and bool(failing[columns[choice.zero]])
+            for i, g in enumerate(columns):
+                if i != choice.zero and state.live[g] and (shut or failing[g]):
+                    wanted[g], why[g] = False, self.config.rule if failing[g] else "gate"
+        live, guarded = self._connected(wanted, state.live, score)
+        fed = self._picked(self.space.cascade(live_table(self.space, live)))
+        for g in (live & ~fed & self._operations()).nonzero().flatten().tolist():
+            why[g] = "dependency"
+        used = self._without_inactive(fed)
+        for g in (fed & ~used).nonzero().flatten().tolist():
+            why[g] = "inactive"
+        live = self._at_least_one(used | self._zeros(state.live), state.live, score)
+        gone = (state.live & ~live & self._operations()).nonzero().flatten().tolist()
+        records = [[state.updates, self.space.labels[g], why[g]] for g in gone]
+        state = replace(
+            state,
+            live=live,
+            removed=(*state.removed, *records),
+            kept_by_guard=state.kept_by_guard + guarded,
+        )
+        return self.conclude(state) if state.updates >= self.config.rounds else state
+
+    def _operations(self) -> Tensor:
+        return ~series(self.space, "cpu").is_gate
+
+    def _picked(self, picks: Any) -> Tensor:
+        mask = torch.zeros(self.space.n_options, dtype=torch.bool)
+        for position, picked in enumerate(picks):
+            for option in picked:
+                mask[self.space.columns(position)[option]] = True
+        return mask
+
+    def _connected(self, wanted: Tensor, before: Tensor, scores: list[float]) -> tuple[Tensor, int]:
+        """Return the mask with the best path of what was alive put back into every cell that fell apart."""
+        live, guarded = wanted.clone(), 0
+        table = live_table(self.space, wanted)
+        for cell in dict.fromkeys(choice.cell for choice in self.space.choices if choice.source is not None):
+            if self.space.cell_connected(table, cell):
+                continue
+            path = best_path(self.space, cell, [v if before[g] else -math.inf for g, v in enumerate(scores)])
+            guarded += sum(not live[g] for g in path)
+            live[path] = True
+        return live, guarded
+
+    def _without_inactive(self, live: Tensor) -> Tensor:
+        """Return the mask without options on no path from input to output."""
+        live = live.clone()
+        for position in self.space.inactive(live_table(self.space, live)):
+            live[list(self.space.columns(position))] = False
+        return live
+
+    def _at_least_one(self, live: Tensor, before: Tensor, scores: list[float]) -> Tensor:
+        """Return the mask with the best of what was alive put back on choices that take one option and have none."""
+        live = live.clone()
+        for position, choice in enumerate(self.space.choices):
+            columns = [g for g in self.space.columns(position) if before[g]]
+            if choice.pick == "one" and not bool(live[columns].any()):
+                live[max(columns, key=lambda g: scores[g])] = True
+        return live
+
+    def _zeros_where_empty(self, live: Tensor) -> Tensor:
+        """Return the mask with the zero option of every choice that takes one option and has none."""
+        live = live.clone()
+        for position, choice in enumerate(self.space.choices):
+            columns = list(self.space.columns(position))
+            if choice.pick == "one" and choice.zero is not None and not bool(live[columns].any()):
+                live[columns[choice.zero]] = True
+        return live
+
+    def _zeros(self, live: Tensor) -> Tensor:
+        """Return the live zero options, which only choices have that take exactly one, shape (G,)."""
+        return live & series(self.space, "cpu").is_gate
+
+    def finished(self, state: BayesNASState) -> bool:
+        """Return whether the last round has ended."""
+        return state.decided
+
+    def conclude(self, state: BayesNASState) -> BayesNASState:
+        """Return the state with one option left where only one may be, and the limits kept."""
+        if state.decided:
+            return state
+        open_, live = state.live, self._settled(state)
+        gone = (state.live & ~live & self._operations()).nonzero().flatten().tolist()
+        why = "limits" if state.limits else "single"
+        records = [[state.updates, self.space.labels[g], why] for g in gone]
+        return replace(state, live=live, decided=True, undecided=open_.clone(), removed=(*state.removed, *records))
+
+    def _settled(self, state: BayesNASState) -> Tensor:
+        """Return what is left where choices take one option, or budgets are to be kept: the most probable first.
+
+        A choice that takes one takes its zero option only where no operation is left or the budgets want it.
+        """
+        live, kept = state.live, Limits.from_json(state.limits)
+        rates, _ = self._rates(state)
+        if state.limits:
+            members = within(self._inclusion(state, live), kept)
+            if members:
+                return self._zeros_where_empty(self._picked(members[0][0].picks))
+        several = torch.tensor([c.pick == "any" for c in self.space.choices for _ in c.options])
+        if not bool(several.any()):
+            rates = torch.where(series(self.space, "cpu").is_gate, 1e-12, rates.clamp(min=1e-9))
+            return argmax_live(self.space, rates, live, state.limits)
+        order = sorted((live & several).nonzero().flatten().tolist(), key=lambda g: float(rates[g]))
+        while not kept.allow(self.space, self._arch(live).picks):
+            for g in order:
+                less = self._picked(self.space.cascade(live_table(self.space, live & (torch.arange(len(live)) != g))))
+                if live[g] and self.space.connected(live_table(self.space, less)):
+                    live = self._without_inactive(less)
+                    break
+            else:
+                break
+        return live
+
+    def _arch(self, live: Tensor) -> Architecture:
+        return Architecture(self.space, tuple(tuple(row) for row in live_table(self.space, live)))
+
+    def examine(
+        self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams
+    ) -> BayesNASState:
+        """Return the state as it is."""
+        return state
+
+    def _rates(self, state: BayesNASState) -> tuple[Tensor, Tensor]:
+        """Return (inclusion of each option given its edge, of each gate), shapes (G,), float64 on the CPU."""
+        p = ard.inclusion(state.log_factor.double().cpu(), self.config.prior_odds)
+        return p, p
+
+    def posterior(self, state: BayesNASState) -> ArchitecturePosterior:
+        """Return inclusion probabilities under the dependency.
+
+        Within limits, the most probable architectures of what had not been removed that keep them, by their weights.
+        """
+        state = self.conclude(state)
+        found = self._arch(state.live)
+        if not state.limits:
+            return self._inclusion(state, None, found)
+        members = within(self._inclusion(state, state.undecided.cpu()), Limits.from_json(state.limits))
+        return Listed(members or [(found, 1.0)], kind="candidates")
+
+    def _inclusion(self, state: BayesNASState, only: Tensor | None, found: Architecture | None = None) -> Inclusion:
+        """Return inclusion probabilities, given that no option outside `only` (G,) is there; None: of all options."""
+        rates, gates = self._rates(state)
+        found = found or Architecture(self.space, tuple((0,) for _ in self.space.choices))
+        if only is not None:
+            rates = torch.where(only, rates, 0.0)
+        shut = []
+        for position, choice in enumerate(self.space.choices):
+            columns = self.space.columns(position)
+            some = any(float(rates[columns[i]]) > 0 for i in choice.real)
+            shut.append(1.0 if choice.zero is None else float(gates[columns[choice.zero]]) if some else 0.0)
+        return Inclusion(found, shut, rows(self.space, rates))
+
+    def summary(self, state: BayesNASState) -> Info:
+        """Return what removed the options, and a warning where the prior hardly spoke."""
+        counts = Counter(why for _, _, why in state.removed)
+        total = int(self._operations().sum())
+        by_rule = counts[self.config.rule] + counts["gate"] + counts["dependency"]
+        warnings = []
+        if by_rule * 20 < total:
+            warnings.append(
+                f"the evidence removed {by_rule} of {total} options: what was found is mostly decided by other rules; "
+                "try a larger lambda (--set method.penalty_operations=0.03) or more rounds"
+            )
+        return {
+            "fired_by": dict(counts),
+            "kept_by_guard": state.kept_by_guard,
+            "options": total,
+            "removed_by_criterion": by_rule,
+            "removed": [list(row) for row in state.removed],
+            "warnings": warnings,
+        }
+
+    def _record(self, state: BayesNASState) -> dict[str, Any]:
+        """Return what an epoch's record says: mean switches, inclusion, options left."""
+        rates, _ = self._rates(state)
+        return {
+            "weights": [[round(v, 6) for v in row] for row in rows(self.space, rates)],
+            "switches": [[round(v, 6) for v in row] for row in rows(self.space, state.w.abs().mean(0))],
+            "updates": state.updates,
+            "operations": int((state.live & self._operations()).sum()),
+        }
+
+
+def _pass(net: Supernet, batch: Batch, gates: Tensor, share: float = 1.0) -> dict[str, Tensor]:
+    """Leave the gradient of `share` times a batch's loss in weights and in what `gates` are made of; return scores."""
+    output = net(batch.images, gates)
+    loss = batch_loss(output, batch)
+    (share * loss).backward()
+    right = (output.detach().argmax(1) == batch.labels).float().mean()
+    return {"weights_loss": loss.detach(), "weights_accuracy": right}
