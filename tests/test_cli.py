@@ -201,11 +201,11 @@ def test_unknown_options_and_commands():
 def test_public_names():
     assert set(ba.__all__) == {
         "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "compare", "DATASETS",
-        "METHODS", "open_run", "resume", "search", "SPACES",
+        "METHODS", "open_run", "resume", "search", "SPACES", "train",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
     assert set(ba.METHODS) == {
-        "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "random"
+        "bayesnas", "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "random"
     }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ba.nothing

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bayesarch.workflows.run import open_run as open_run
     from bayesarch.workflows.search import resume as resume
     from bayesarch.workflows.search import search as search
+    from bayesarch.workflows.train import train as train
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOMES = {
     "resume": ("bayesarch.workflows.search", "resume"),
     "search": ("bayesarch.workflows.search", "search"),
     "SPACES": ("bayesarch.spaces", "SPACES"),
+    "train": ("bayesarch.workflows.train", "train"),
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "open_run",
     "resume",
     "search",
+    "train",
 ]
 
 

@@ -101,6 +101,39 @@ def search(
 
 
 @app.command()
+def train(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|ARCHITECTURE", help="A finished search, or an architecture's notation.")
+    ],
+    data: Annotated[str | None, typer.Option(help="As `search` takes it [the run's, or digits]")] = None,
+    space: Annotated[str | None, typer.Option(help="Space of the architecture [nb201]")] = None,
+    inherit: Annotated[bool, typer.Option("--inherit", help="Start from the weights that the search left")] = False,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder [runs/<data>-<digest>-train-s<seed>]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many training examples")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings, such as a recipe")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as train.epochs=20")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a found architecture as a plain network; the test split is read once, at the end."""
+    from bayesarch.terminal import TrainingProgress
+    from bayesarch.workflows.train import train as run_training
+
+    with TrainingProgress(quiet=as_json) as progress:
+        done = _interruptible(
+            lambda: run_training(
+                target, data, space=space, inherit=inherit, seed=seed, device=device, out=out, limit=limit,
+                config=config, set=set_, listener=progress.listener,
+            ),
+            progress,
+        )  # fmt: skip
+    _conclude(done, as_json)
+
+
+@app.command()
 def resume(
     run: RunArgument,
     device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,
@@ -108,10 +141,12 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a broken run; nothing happens to a finished one."""
-    from bayesarch.terminal import Progress
+    from bayesarch.terminal import Progress, TrainingProgress
+    from bayesarch.workflows.run import open_run
     from bayesarch.workflows.search import resume as run_resume
 
-    with Progress(quiet=as_json) as progress:
+    kind = TrainingProgress if open_run(run).is_training else Progress
+    with kind(quiet=as_json) as progress:
         done = _interruptible(
             lambda: run_resume(run, device=device, parallel=parallel, listener=progress.listener), progress
         )

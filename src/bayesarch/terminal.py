@@ -10,6 +10,7 @@ from rich.table import Table
 
 __all__ = [
     "Progress",
+    "TrainingProgress",
     "plan_line",
     "print_architecture",
     "print_comparison",
@@ -18,6 +19,7 @@ __all__ = [
     "print_repeats",
     "print_samples",
     "print_summary",
+    "print_training",
     "status_line",
 ]
 
@@ -145,6 +147,54 @@ class Progress:
         self._bar.refresh()
 
 
+class TrainingProgress:
+    """A live line per training: epoch, losses, accuracy, time left.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from bayesarch.workflows.train import TrainingListener
+
+        self.console, self.path = Console(stderr=True, quiet=quiet), ""
+        self.listener = TrainingListener(on_start=self._start, on_round=self._round)
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start(self, trainer: Any) -> None:
+        self.path = str(trainer.checkpoint.parent.parent)
+        self._epochs, self._from, self._began = trainer.config.epochs, trainer.place.epoch, time.monotonic()
+        self._bar = Bar(
+            TextColumn("train"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
+            console=self.console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("train", total=self._epochs, completed=self._from, text="first epoch")
+        self._bar.start()
+
+    def _round(self, record: dict[str, Any]) -> None:
+        if self._bar is None:
+            return
+        done = record["epoch"]
+        left = (time.monotonic() - self._began) * (self._epochs - done) / max(done - self._from, 1)
+        text = (
+            f"epoch {done} of {self._epochs}  loss {record['training_loss']:.3f}  "
+            f"selection {record['selection_loss']:.3f}  acc {record['selection_accuracy']:.3f}  {_duration(left)} left"
+        )
+        self._bar.update(self._task, completed=done, text=text)
+
+
 def status_line(run: Any) -> str:
     """Return one line on how a run stands, and what to do next."""
     status, metrics = run.status, run.metrics
@@ -162,6 +212,9 @@ def print_summary(run: Any) -> None:
     if "repeats" in run.summary:
         print_repeats(run)
         return
+    if run.is_training:
+        print_training(run)
+        return
     summary, console = run.summary, Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("edge")
@@ -174,7 +227,8 @@ def print_summary(run: Any) -> None:
             continue
         gap = "-" if edge["gap_nats"] is None else f"{edge['gap_nats']:.1f}"
         picked = " + ".join(edge["options"]) or "none"
-        table.add_row(edge["choice"], picked, f"{edge['weight']:.3f}", gap, f"{edge['entropy']:.3f}")
+        weights = " ".join(f"{value:.3f}" for value in edge["weights"])
+        table.add_row(edge["choice"], picked, weights, gap, f"{edge['entropy']:.3f}")
     console.print(table)
     times = summary["times"]
     console.print()
@@ -193,6 +247,23 @@ def print_summary(run: Any) -> None:
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
         ("report", f"{run.path}/report.html"),
         ("next", f"bayesarch sample {run.path} -n 5"),
+    ):  # fmt: skip
+        console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_training(run: Any) -> None:
+    """Print what came out of a training."""
+    summary, console = run.summary, Console()
+    start = "inherited weights" if summary["inherited"] else "scratch"
+    for name, value in (
+        ("cell", summary["architecture"]),
+        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs"),
+        ("training", f"{summary['epochs']} epochs from {start}, {_duration(summary['times']['seconds'])}"),
+        ("selection", f"{summary['selection']['accuracy']:.4f} accuracy, {summary['selection']['loss']:.4f} nats "
+                      f"(n = {summary['selection']['n']})"),
+        ("test", f"{summary['test']['accuracy']:.4f} accuracy, {summary['test']['loss']:.4f} nats "
+                 f"(n = {summary['test']['n']}), read once"),
+        ("network", f"{run.path}/networks/trained.safetensors"),
     ):  # fmt: skip
         console.print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)
 
@@ -317,10 +388,7 @@ def _lookup_lines(record: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _fired(counts: dict[str, int] | None) -> str:
     if not counts:
         return ""
-    return (
-        f"; {counts['threshold']} prunings by threshold, {counts['inactive']} inactive, {counts['cap']} by the cap"
-        + (f", {counts['limits']} by the limits" if counts.get("limits") else "")
-    )
+    return "; removed by " + ", ".join(f"{why} {count}" for why, count in counts.items())
 
 
 def _caveat(word: str) -> str:

@@ -54,6 +54,19 @@ class Partition:
             return images[index], labels[index]
         return examples.images[index], examples.labels[index]
 
+    def for_training(self) -> "Partition":
+        """Return the partition to train a found architecture with: `weights` holds the architecture split as well.
+
+        Raises:
+            DataError: if the source gave one of the two, so that they cannot be joined.
+        """
+        both = {"weights", "architecture"}
+        if both & set(self.given):
+            raise DataError(f"the source gave {', '.join(sorted(both & set(self.given)))}: train on `weights` alone")
+        joined = np.sort(np.concatenate([self.indices["weights"], self.indices["architecture"]]))
+        rest = {name: index for name, index in self.indices.items() if name not in both}
+        return Partition({"weights": joined, **rest}, self.given)
+
     def fingerprint(self, examples: Examples) -> dict[str, str]:
         """Return digests of the content and of each split, for the run folder."""
         prints = {"content": examples.digest()}

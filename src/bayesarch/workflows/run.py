@@ -47,6 +47,11 @@ class Run:
         return status
 
     @property
+    def is_training(self) -> bool:
+        """Whether this is a training of one architecture, not a search."""
+        return "train" in self.config
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per round."""
         return self.folder.read_metrics()
@@ -93,20 +98,23 @@ class Run:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The architecture that was found."""
+        """The architecture that was found, or that is trained."""
+        if self.is_training:
+            return Architecture.parse(self.config["architecture"], self._space)
         return self.posterior.mode()
 
     def network(self) -> "PlainNetwork":
-        """Return the found network as a plain module with the weights it inherited from the search, in eval mode."""
+        """Return the network as a plain module, in eval mode: trained, or with weights inherited from the search."""
         import safetensors.torch
 
         from bayesarch.nets import build
 
-        self._need("networks/found.safetensors")
+        name = f"networks/{'trained' if self.is_training else 'found'}.safetensors"
+        self._need(name)
         sizes = {key: value for key, value in self.config["space"].items() if key != "name"}
         shape = tuple(self.data["input_shape"])
         net = build(self.architecture, input_shape=shape, classes=len(self.data["classes"]), sizes=sizes)
-        net.load_state_dict(safetensors.torch.load_file(self.folder.path / "networks" / "found.safetensors"))
+        net.load_state_dict(safetensors.torch.load_file(self.folder.path / name))
         return net.eval()
 
     def _need(self, name: str) -> None:

@@ -28,6 +28,7 @@ from bayesarch.workflows.repeats import prepare_children, repeat
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.summary import kept_limits, summarise
+from bayesarch.workflows.train import TrainingListener, continue_training
 
 __all__ = ["Listener", "resume", "search"]
 
@@ -134,7 +135,7 @@ def resume(
     method: Method[Any] | None = None,
     parallel: int | None = None,
     device: str | None = None,
-    listener: Listener | None = None,
+    listener: "Listener | TrainingListener | None" = None,
 ) -> Run:
     """Continue a broken run, do nothing on a finished one, start one that has no checkpoint yet.
 
@@ -154,6 +155,10 @@ def resume(
     if run.status.get("state") == "finished":
         return run
     _refuse_if_running(run)
+    if run.is_training:
+        tell = listener if isinstance(listener, TrainingListener) else None
+        return continue_training(run, data=data if isinstance(data, Examples) else None, device=device, listener=tell)
+    heard = listener if isinstance(listener, Listener) else Listener()
     job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
     single = job.settings.repeats == 1
     if single and run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
@@ -163,10 +168,9 @@ def resume(
         )
     run.folder.write_json("environment.json", environment(job.device))
     if job.settings.repeats > 1:
-        told = (listener or Listener()).on_repeats
-        return repeat(job, run.folder, parallel=parallel, on_repeats=told, device=device)
+        return repeat(job, run.folder, parallel=parallel, on_repeats=heard.on_repeats, device=device)
     run.folder.write_json("data.json", job.data_record())
-    return _go(job, run.folder, listener or Listener(), fresh=False)
+    return _go(job, run.folder, heard, fresh=False)
 
 
 def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:

@@ -1,0 +1,319 @@
+"""Training of a plain network: one loop, resumable bit for bit on the CPU.
+
+for each epoch:
+    for each step:  loss (smoothed labels, auxiliary head), clipped SGD step, moving average of the weights
+    score on the selection split, record, checkpoint
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesarch.config import Config
+from bayesarch.data import Batch, Feeder, Split
+from bayesarch.engine.checkpoint import load_checkpoint, save_checkpoint
+from bayesarch.engine.device import Precision, autocast
+from bayesarch.engine.place import Interrupted, Observer
+from bayesarch.engine.score import Score, score
+from bayesarch.engine.weights import Weights
+from bayesarch.errors import CheckpointError, NumericalError
+from bayesarch.functional import Streams, cosine, seeded
+from bayesarch.nets import PathDrop, PlainNetwork
+
+__all__ = ["TrainConfig", "Trainer", "TrainingPlace"]
+
+CHECK_EVERY = 10
+"""Steps between looks at the loss, so that a GPU is not made to wait at every step."""
+
+
+class TrainConfig(Config):
+    """How a found network is trained."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training examples."""
+    batch_size: int = Field(default=64, ge=2)
+    """Examples per batch."""
+    lr: float = Field(default=0.025, gt=0)
+    """First learning rate (SGD)."""
+    lr_min: float = Field(default=0.0, ge=0)
+    """Last learning rate of the cosine."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """Half a cosine over all steps, or a constant factor after every epoch."""
+    lr_factor: float = Field(default=0.97, gt=0, le=1)
+    """That factor."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Whether momentum looks ahead."""
+    weight_decay: float = Field(default=3e-4, ge=0)
+    """L2 coefficient."""
+    clip: float = Field(default=5.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each label spread over all classes."""
+    auxiliary: float = Field(default=0.0, ge=0)
+    """Weight of the loss of an auxiliary head behind the layer at two thirds; 0: none (published: 0.4)."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Share of operations switched off per example in the last epoch; rises linearly from 0 (published: 0.2)."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights, which is then what is scored and kept; null: none."""
+    precision: Precision = "fp32"
+    """fp32, or bf16 autocast."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Longest time between two checkpoints; one is written after every epoch in any case."""
+
+
+@dataclass
+class TrainingPlace:
+    """Where a training is."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Steps finished in the current epoch."""
+    seconds: float = 0.0
+    """Time spent so far, over all processes that worked on it."""
+    loss: float = 0.0
+    """Sum of training losses over the current epoch."""
+
+
+class _Auxiliary(nn.Module):
+    """A second classifier on an inner layer, used in training alone; as DARTS's for CIFAR, for any side.
+
+    Args:
+        channels: of the layer.
+        classes: number of classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(768, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, shape (B, K)."""
+        logits: Tensor = self.body(x)
+        return logits
+
+
+class Trainer:
+    """One training.
+
+    Args:
+        net: the network, already on the device.
+        classes: number of classes.
+        training: examples to train on.
+        selection: examples to score on after every epoch.
+        config: how.
+        streams: the run's random streams.
+        checkpoint: file that the place is saved to.
+        observer: who is told.
+    """
+
+    def __init__(
+        self,
+        net: PlainNetwork,
+        *,
+        classes: int,
+        training: Split,
+        selection: Split,
+        config: TrainConfig,
+        streams: Streams,
+        checkpoint: Path,
+        observer: Observer | None = None,
+    ) -> None:
+        self.net, self.training, self.selection_split, self.config = net, training, selection, config
+        self.streams, self.checkpoint, self.observer = streams, checkpoint, observer or Observer()
+        self.device, self.place = streams.device, TrainingPlace()
+        self.whole = nn.ModuleDict({"net": net})
+        self._tap = 2 * len(net.layers) // 3
+        if config.auxiliary > 0:
+            self.whole["auxiliary"] = self._auxiliary(classes)
+        self.weights = Weights(
+            self.whole,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            clip=config.clip,
+        )
+        self.average: dict[str, Tensor] = {}
+        if config.ema is not None:
+            self.average = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        self.feeder = Feeder(
+            training, config.batch_size, order=streams["data/training"], augment=streams["augment/training"]
+        )
+        self.steps_per_epoch = self.feeder.steps_per_pass
+        self._saved_at = self._ticked = time.monotonic()
+
+    def _auxiliary(self, classes: int) -> nn.Module:
+        """Return an auxiliary head that fits the layer at two thirds."""
+        was = self.net.training
+        self.net.eval()
+        with torch.no_grad():
+            seen = self.net.outputs(next(iter(self.training.in_order(2, 1))).images)[self._tap]
+        self.net.train(was)
+        with seeded(self.streams["init/auxiliary"]):
+            return _Auxiliary(seen.shape[1], classes).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(self) -> Self:
+        """Go on from the current place to the end.
+
+        Raises:
+            Interrupted: when asked to stop; the place is saved.
+            NumericalError: when the loss is no longer finite; the last checkpoint is from before.
+        """
+        self._ticked = time.monotonic()
+        while self.place.epoch < self.config.epochs:
+            self._epoch()
+        self._keep_average()
+        return self
+
+    def _epoch(self) -> None:
+        place, config = self.place, self.config
+        self.whole.train()
+        share = config.drop_path * place.epoch / config.epochs
+        self.net.drop_paths(PathDrop(share, generator=self.streams["drop"]) if share > 0 else None)
+        running: Tensor | float = place.loss
+        while place.step < self.steps_per_epoch:
+            running = running + self._step(self.feeder.next())
+            place.step += 1
+            if place.step % CHECK_EVERY == 0 or place.step == self.steps_per_epoch:
+                self._finite(running)
+            self._tick()
+            due = time.monotonic() - self._saved_at > 60 * config.checkpoint_minutes
+            if self.observer.should_stop() or due:
+                place.loss = self._finite(running)
+                self.save()
+                if not due or self.observer.should_stop():
+                    raise Interrupted
+        loss, lr = self._finite(running) / self.steps_per_epoch, self._lr()
+        place.epoch, place.step, place.loss = place.epoch + 1, 0, 0.0
+        selection = self.selection()
+        self._tick()
+        self.save()
+        self.observer.on_round(
+            {
+                "stage": "training",
+                "epoch": place.epoch,
+                "lr": lr,
+                "training_loss": loss,
+                "selection_loss": selection.loss,
+                "selection_accuracy": selection.accuracy,
+                "seconds": place.seconds,
+            }
+        )
+
+    def _step(self, batch: Batch) -> Tensor:
+        self.weights.zero()
+        with autocast(self.device, self.config.precision):
+            outputs = self.net.outputs(batch.images)
+            loss = self._loss(self.net.head(outputs[-1]), batch)
+            total = loss
+            if "auxiliary" in self.whole:
+                total = loss + self.config.auxiliary * self._loss(self.whole["auxiliary"](outputs[self._tap]), batch)
+        total.backward()
+        self.weights.step(self._lr())
+        if self.config.ema is not None:
+            with torch.no_grad():
+                for name, value in self.net.state_dict().items():
+                    mine = self.average[name]
+                    mine.lerp_(value, 1 - self.config.ema) if mine.is_floating_point() else mine.copy_(value)
+        return loss.detach().float()
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        each = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.config.label_smoothing)
+        return each.mean() if batch.weights is None else (each * batch.weights).mean()
+
+    def _lr(self) -> float:
+        config, place = self.config, self.place
+        if config.schedule == "exponential":
+            return config.lr * config.lr_factor**place.epoch
+        done = place.epoch * self.steps_per_epoch + place.step
+        return cosine(done, config.epochs * self.steps_per_epoch, config.lr, config.lr_min)
+
+    def _finite(self, running: Tensor | float) -> float:
+        value = float(running)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise NumericalError(
+                f"the training loss is {value} in epoch {self.place.epoch + 1}; the last checkpoint is from before; "
+                "try a smaller learning rate (--set train.lr=0.01)"
+            )
+        return value
+
+    def selection(self) -> Score:
+        """Return the score on the selection split, of the moving average where there is one."""
+        return self.score_on(self.selection_split)
+
+    def score_on(self, split: Split) -> Score:
+        """Return the score on a split, in eval mode, of the moving average where there is one."""
+        kept = {k: v.detach().clone() for k, v in self.net.state_dict().items()} if self.average else {}
+        self._keep_average()
+        self.net.eval()
+        with autocast(self.device, self.config.precision):
+            result = score(self.net, split, batch_size=4 * self.config.batch_size)
+        if kept:
+            self.net.load_state_dict(kept)
+        self.net.train()
+        return result
+
+    def _keep_average(self) -> None:
+        if self.average:
+            self.net.load_state_dict(self.average)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.place.seconds += now - self._ticked
+        self._ticked = now
+
+    def save(self) -> None:
+        """Write the place to the checkpoint file, whole or not at all."""
+        tensors: dict[str, Tensor] = {f"net/{k}": v for k, v in self.whole.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        tensors |= {f"momentum/{k}": v for k, v in self.weights.state().items()}
+        tensors |= {f"stream/{k}": v for k, v in self.streams.state().items()}
+        tensors |= {f"feeder/{k}": v for k, v in self.feeder.state().items()}
+        header: Mapping[str, Any] = {"place": vars(self.place), "threads": torch.get_num_threads(), "kind": "training"}
+        save_checkpoint(self.checkpoint, tensors, header)
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> Self:
+        """Go back to the place in the checkpoint file, its number of threads included.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another network.
+        """
+        tensors, header = load_checkpoint(self.checkpoint)
+        if header.get("kind") != "training":
+            raise CheckpointError(f"{self.checkpoint} is no checkpoint of a training")
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        torch.set_num_threads(header["threads"])
+        try:
+            self.whole.load_state_dict(under("net/"))
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.checkpoint} does not fit this network: {error}") from None
+        self.average = {k: v.to(self.device) for k, v in under("average/").items()}
+        self.weights.restore(under("momentum/"))
+        self.streams.restore(under("stream/"))
+        self.feeder.restore(under("feeder/"))
+        self.place = TrainingPlace(**header["place"])
+        return self
