@@ -5,6 +5,8 @@ import json
 import statistics
 from pathlib import Path
 
+from results_bayesnas import bayesnas_part
+
 __all__ = ["FOLDER", "PAGE", "page", "pictures", "write_page"]
 
 FOLDER = Path(__file__).parent / "results"
@@ -164,6 +166,7 @@ def page() -> str:
     parts = [INTRO]
     parts += [recurrence(name, record) for name, record in records("posterior_").items() if name != "toy"]
     parts += [enumeration(record) for name, record in records("posterior_").items() if name == "toy"]
+    parts += bayesnas_part(records("bayesnas_"), records("evidence_"), table, machine)
     parts += [quality(record) for record in records("quality_").values()]
     return "\n".join(parts)
 
