@@ -41,11 +41,12 @@ from bayesarch.workflows.environment import environment
 
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TASKS = {
-    "digits": {"data": {"source": "digits"}, "sizes": {"channels": 16, "cells": 1}, "epochs": 3},
+    "digits": {"data": {"source": "digits"}, "sizes": {"channels": 16, "cells": 1}, "epochs": 3, "lr": 0.025},
     "mnist": {
         "data": {"source": str(SHARED / "mnist.npz"), "limit": 10_000},
         "sizes": {"channels": 8, "cells": 1},
         "epochs": 1,
+        "lr": 0.1,
     },
 }
 KEEP = (18, 12, 6)
@@ -133,7 +134,8 @@ def from_scratch(arch: Architecture, examples, partition, task: dict, seed: int)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             net, classes=len(examples.classes), training=data["weights"], selection=data["selection"],
-            config=TrainConfig(epochs=task["epochs"]), streams=streams, checkpoint=Path(folder) / "last.safetensors",
+            config=TrainConfig(epochs=task["epochs"], lr=task["lr"]), streams=streams,
+            checkpoint=Path(folder) / "last.safetensors",
         ).run()  # fmt: skip
         result = trainer.score_on(data["test"])
     return {"accuracy": result.accuracy, "loss": result.loss, "n": result.n}

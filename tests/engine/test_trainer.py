@@ -78,14 +78,14 @@ def test_one_step_is_torchs_own(tmp_path):
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path):
-    trainer = trainer_of(tmp_path, ema=0.5, epochs=1)
+    trainer = trainer_of(tmp_path, ema=0.75, epochs=1)
     before = trainer.net.head[-1].weight.detach().clone()
     seen = [before]
     trainer.whole.train()
     for _ in range(3):
         trainer._step(trainer.feeder.next())
         seen.append(trainer.net.head[-1].weight.detach().clone())
-    expected = 0.125 * seen[0] + 0.125 * seen[1] + 0.25 * seen[2] + 0.5 * seen[3]
+    expected = 0.75**3 * seen[0] + 0.25 * (0.75**2 * seen[1] + 0.75 * seen[2] + seen[3])
     assert torch.allclose(trainer.average["head.4.weight"], expected, atol=1e-6)
     raw = seen[3]
     trainer.selection()

@@ -226,13 +226,15 @@ def test_inclusion_is_the_bayes_factor_of_the_effective_switch(tmp_path):
     engine = engine_of(tmp_path, curvature_batches=1)
     method, lam = engine.method, engine.method.config.penalty_operations
     engine.net.train()
-    seen = method.look(engine.state, engine.net, engine.data, engine.streams)
+    w = 0.5 + torch.rand(engine.state.w.shape, generator=torch.Generator().manual_seed(0))
+    state = replace(engine.state, w=w)
+    seen = method.look(state, engine.net, engine.data, engine.streams)
     direct = gate_curvature(
-        engine.net, method.gates(engine.state), engine.data["architecture"], batch_size=engine.state.batch_size, limit=1
+        engine.net, method.gates(state), engine.data["architecture"], batch_size=state.batch_size, limit=1
     )
     assert torch.allclose(seen.gate_h, direct.gate_h)
-    support, factor = method.evidence(engine.state, seen, engine.net.occupancy)
-    told = series(NB201, "cpu").compose(engine.state.w)
+    support, factor = method.evidence(state, seen, engine.net.occupancy)
+    told = series(NB201, "cpu").compose(state.w)
     h = seen.gate_h / lam
     b = h * told - seen.gate_gradient / lam
     expected = (0.5 * b.square() / (1 + h) - 0.5 * torch.log1p(h)).sum(0)
@@ -274,6 +276,9 @@ def test_the_prior_does_the_work(tmp_path):
         summary = engine.method.summary(engine.state)
         shares[name] = summary["removed_by_criterion"] / summary["options"]
         assert bool(summary["warnings"]) == (name == "flat")
+        widths = [d for row in summary["switches"].values() for d in row["sd"]]
+        assert min(widths) > 0
+        assert (max(widths) < 0.05) == (name == "flat"), "a flat prior is an infinite number of examples"
     assert 0.2 <= shares["prior"] <= 0.8
     assert shares["flat"] == 0
 

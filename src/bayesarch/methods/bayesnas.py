@@ -96,6 +96,8 @@ class BayesNASState:
     """Weights of the penalty, shape (G,)."""
     share: Tensor
     """Shares of the penalty, shape (G, G); (0,) where it is separable."""
+    spread: Tensor
+    """Posterior standard deviation of each switch when last looked at, shape (L, G)."""
     log_factor: Tensor
     """Log Bayes factor of each option and gate when last looked at, nats, shape (G,)."""
     live: Tensor
@@ -141,6 +143,7 @@ class BayesNAS:
             gamma=self.config.first_variance * one,
             weight=one.clone(),
             share=one.new_zeros(0),
+            spread=torch.zeros_like(w),
             log_factor=torch.zeros_like(one),
             live=live,
             undecided=live.clone(),
@@ -262,7 +265,14 @@ class BayesNAS:
             gamma = ard.published_update(state.gamma, squares, h, self.edges, config.dependency)
             terms = ard.published_penalty(gamma, h)
         share = state.share.new_zeros(0) if terms.share is None else terms.share
-        return replace(state, gamma=gamma, weight=terms.weight, share=share, updates=state.updates + 1)
+        state = replace(state, gamma=gamma, weight=terms.weight, share=share, updates=state.updates + 1)
+        return replace(state, spread=ard.posterior_variance(h, self._variances(state)).sqrt())
+
+    def _variances(self, state: BayesNASState) -> Tensor:
+        """Return the prior variances in force, shape (G,): stored as such by the published update."""
+        if self.config.update == "published":
+            return state.gamma
+        return ard.prior_variances(state.gamma, self.edges, self.config.dependency)
 
     def evidence(self, state: BayesNASState, seen: Curvature, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return (support, log Bayes factor) of each option, and of each gate by its own switch, shapes (G,)."""
@@ -279,9 +289,7 @@ class BayesNAS:
     def removed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state without what the criterion, and with it the dependency, takes away."""
         support, factor = self.evidence(state, seen, present)
-        s = state.gamma
-        if self.config.update == "exact":
-            s = ard.prior_variances(state.gamma, self.edges, self.config.dependency)
+        s = self._variances(state)
         fails = support <= 0 if self.config.rule == "evidence" else s <= self.config.threshold
         score = (factor if self.config.rule == "evidence" else s.clamp(min=1e-30).log()).cpu().tolist()
         failing = fails.cpu()
@@ -459,7 +467,16 @@ class BayesNAS:
             "options": total,
             "removed_by_criterion": by_rule,
             "removed": [list(row) for row in state.removed],
+            "switches": self._gaussians(state),
             "warnings": warnings,
+        }
+
+    def _gaussians(self, state: BayesNASState) -> dict[str, Any]:
+        """Return the Gaussian of every switch, by its option: mean and standard deviation in every copy of its cell."""
+        mean, sd = state.w.double().cpu().T.tolist(), state.spread.double().cpu().T.tolist()
+        return {
+            label: {"mean": [round(v, 6) for v in m], "sd": [round(v, 6) for v in d]}
+            for label, m, d in zip(self.space.labels, mean, sd, strict=True)
         }
 
     def _record(self, state: BayesNASState) -> dict[str, Any]:

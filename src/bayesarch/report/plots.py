@@ -13,6 +13,9 @@ __all__ = ["cell", "heatmap", "intervals", "learning", "pareto", "pruning"]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
+DRAWN = 8
+"""Cell types that are drawn at most; tables show all."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -120,25 +123,30 @@ def _frame(x: float, y: float) -> Any:
 
 
 def cell(edges: Records) -> str:
-    """Return the found cell as a graph: nodes left to right, an arrow per edge that passes something."""
+    """Return the found cell as a graph: nodes left to right, an arrow per edge that is there.
+
+    More than two operations on an edge are counted; the table beside it names them.
+    """
     drawn = [edge for edge in edges if edge["source"] is not None]
-    kinds = list(dict.fromkeys(edge["cell"] for edge in drawn))
+    kinds = list(dict.fromkeys(edge["cell"] for edge in drawn))[:DRAWN]
     figure = Figure(figsize=(7.2, 2.9 * max(len(kinds), 1)))
     grid = figure.subplots(max(len(kinds), 1), 1, squeeze=False)
     for row, kind in enumerate(kinds):
         _draw(grid[row][0], [edge for edge in drawn if edge["cell"] == kind])
+        if len(kinds) > 1:
+            grid[row][0].set_title(kind, fontsize=9, color=INK, loc="left")
     return _svg(figure)
 
 
 def _draw(axes: Axes, edges: Records) -> None:
     nodes = _forward(edges)
     place = {node: 2.0 * i for i, node in enumerate(nodes)}
-    for index, edge in enumerate(edges):
+    for index, edge in enumerate(edge for edge in edges if edge["options"]):
         start, end = place[edge["source"]], place[edge["target"]]
         span = (end - start) / 2.0
         side = 1.0 if index % 2 else -1.0
         bend = 0.0 if span == 1 else side * (0.28 + 0.06 * span)
-        dim = edge["inactive"] or edge["zero"] or not edge["options"]
+        dim = edge["inactive"] or edge["zero"]
         axes.add_patch(
             FancyArrowPatch(
                 (start, 0),
@@ -153,7 +161,9 @@ def _draw(axes: Axes, edges: Records) -> None:
                 linewidth=1.0 if dim else 1.6,
             )
         )
-        label = "inactive" if edge["inactive"] else " + ".join(edge["options"]) or "none"
+        several = len(edge["options"]) > 2
+        named = f"{len(edge['options'])} operations" if several else "\n".join(edge["options"])
+        label = "inactive" if edge["inactive"] else named
         height = -bend * (end - start) / 2.0
         axes.text(
             (start + end) / 2,

@@ -115,7 +115,9 @@ def collapse_warnings(arch: Architecture) -> list[str]:
     """Return warnings where the found cell hardly computes anything: unconnected, or mostly nothing and copies."""
     if not arch.space.connected(arch.picks):
         return ["collapse: no path leads from the cell's input to its output, so the network sees no image"]
-    active = [p for p in range(len(arch.space.choices)) if p not in arch.inactive]
+    # where any number of options may stay, an empty edge is a finding and no collapse
+    choices = arch.space.choices
+    active = [p for p in range(len(choices)) if p not in arch.inactive and (arch.picks[p] or choices[p].pick == "one")]
     idle = [p for p in active if all(_is_idle(name) for name in arch.option_names(p))]
     if active and len(idle) * 3 >= len(active) * 2:
         names = sorted({name for p in idle for name in arch.option_names(p)})
