@@ -108,10 +108,9 @@ def prior(arguments: argparse.Namespace) -> None:
         f"python benchmarks/bayesnas.py prior --seeds {arguments.seeds} --out {arguments.out}",
         {
             f"{space}, {name}, seed {seed}": (space, seed, settings)
-            for seed in range(arguments.seeds)
             for space in SPACES
+            for seed in range(arguments.seeds if space == "nb201" else min(arguments.seeds, 2))
             for name, settings in (("default", {}), ("flat prior", FLAT))
-            if seed < (arguments.seeds if space == "nb201" else min(arguments.seeds, 2))
         },
     )
 

@@ -25,12 +25,15 @@ from bayesarch.spaces import TOY, Architecture
 from bayesarch.workflows.environment import environment
 
 EPOCHS = 40
-"""Search epochs of methods that use them all; BPNAS ends by itself, after about as many on digits."""
+"""Search epochs of methods that use them all."""
+
+ENDS_BY_ITSELF = ("bpnas", "bayesnas")
+"""Methods that end when everything is decided, under the default cap."""
 
 
 def settings_of(method: str, epochs: int) -> dict:
     """Return what is not left at its default."""
-    return {} if method == "bpnas" else {"engine.epochs": epochs}
+    return {} if method in ENDS_BY_ITSELF else {"engine.epochs": epochs}
 
 
 # --- recurrence ------------------------------------------------------------------------------------------------------

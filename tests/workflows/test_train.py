@@ -61,6 +61,15 @@ def test_the_network_comes_back_as_it_was_scored(trained):
     assert result.loss == pytest.approx(trained.summary["test"]["loss"], rel=1e-5)
 
 
+def test_what_asks_for_a_search_says_so(trained):
+    with pytest.raises(RunError, match="training of one architecture"):
+        _ = trained.posterior
+    with pytest.raises(ConfigError, match="compare takes searches"):
+        ba.compare([trained.path, trained.path])
+    with pytest.raises(ConfigError, match="training itself"):
+        train(trained)
+
+
 def test_training_uses_both_halves_and_never_the_test_split(trained):
     from bayesarch.data import DataConfig, load, split
 

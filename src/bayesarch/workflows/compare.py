@@ -86,6 +86,9 @@ def compare(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[s
         RunError: if a run is not finished.
     """
     runs = [run for path in paths for run in (lambda opened: child_runs(opened) or [opened])(open_run(path))]
+    trained = [run.path for run in runs if run.is_training]
+    if trained:
+        raise ConfigError(f"compare takes searches; {', '.join(trained)} trained one architecture (see bayesarch show)")
     if len(runs) < 2:
         raise ConfigError(f"compare needs at least two finished runs; got {len(runs)}")
     prints = {run.data["fingerprint"]["selection"] + run.data["fingerprint"]["content"] for run in runs}

@@ -120,6 +120,8 @@ class Run:
     def _need(self, name: str) -> None:
         if not self.folder.has(name):
             state = self.status.get("state")
+            if self.is_training and state == "finished":
+                raise RunError(f"{self.path} is a training of one architecture and has no {name}; give the search")
             raise RunError(
                 f"{self.path} is {state}, so there is no {name} yet; finish it: bayesarch resume {self.path}"
             )
