@@ -28,7 +28,15 @@ from bayesarch.config import Config
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Curvature, Info, Setting, batch_loss, gate_curvature, recalibrate
 from bayesarch.functional import Streams, ard
-from bayesarch.methods.several import best_path, prior_edges, series
+from bayesarch.methods.several import (
+    at_least_one,
+    picked,
+    prior_edges,
+    reconnected,
+    series,
+    without_inactive,
+    zeros_where_empty,
+)
 from bayesarch.methods.single import argmax_live, live_table, open_options, rows, within
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, Inclusion, Listed
@@ -302,14 +310,14 @@ class BayesNAS:
             for i, g in enumerate(columns):
                 if i != choice.zero and state.live[g] and (shut or failing[g]):
                     wanted[g], why[g] = False, self.config.rule if failing[g] else "gate"
-        live, guarded = self._connected(wanted, state.live, score)
-        fed = self._picked(self.space.cascade(live_table(self.space, live)))
+        live, guarded = reconnected(self.space, wanted, state.live, score)
+        fed = picked(self.space, self.space.cascade(live_table(self.space, live)))
         for g in (live & ~fed & self._operations()).nonzero().flatten().tolist():
             why[g] = "dependency"
-        used = self._without_inactive(fed)
+        used = without_inactive(self.space, fed)
         for g in (fed & ~used).nonzero().flatten().tolist():
             why[g] = "inactive"
-        live = self._at_least_one(used | self._zeros(state.live), state.live, score)
+        live = at_least_one(self.space, used | self._zeros(state.live), state.live, score)
         gone = (state.live & ~live & self._operations()).nonzero().flatten().tolist()
         records = [[state.updates, self.space.labels[g], why[g]] for g in gone]
         state = replace(
@@ -322,50 +330,6 @@ class BayesNAS:
 
     def _operations(self) -> Tensor:
         return ~series(self.space, "cpu").is_gate
-
-    def _picked(self, picks: Any) -> Tensor:
-        mask = torch.zeros(self.space.n_options, dtype=torch.bool)
-        for position, picked in enumerate(picks):
-            for option in picked:
-                mask[self.space.columns(position)[option]] = True
-        return mask
-
-    def _connected(self, wanted: Tensor, before: Tensor, scores: list[float]) -> tuple[Tensor, int]:
-        """Return the mask with the best path of what was alive put back into every cell that fell apart."""
-        live, guarded = wanted.clone(), 0
-        table = live_table(self.space, wanted)
-        for cell in dict.fromkeys(choice.cell for choice in self.space.choices if choice.source is not None):
-            if self.space.cell_connected(table, cell):
-                continue
-            path = best_path(self.space, cell, [v if before[g] else -math.inf for g, v in enumerate(scores)])
-            guarded += sum(not live[g] for g in path)
-            live[path] = True
-        return live, guarded
-
-    def _without_inactive(self, live: Tensor) -> Tensor:
-        """Return the mask without options on no path from input to output."""
-        live = live.clone()
-        for position in self.space.inactive(live_table(self.space, live)):
-            live[list(self.space.columns(position))] = False
-        return live
-
-    def _at_least_one(self, live: Tensor, before: Tensor, scores: list[float]) -> Tensor:
-        """Return the mask with the best of what was alive put back on choices that take one option and have none."""
-        live = live.clone()
-        for position, choice in enumerate(self.space.choices):
-            columns = [g for g in self.space.columns(position) if before[g]]
-            if choice.pick == "one" and not bool(live[columns].any()):
-                live[max(columns, key=lambda g: scores[g])] = True
-        return live
-
-    def _zeros_where_empty(self, live: Tensor) -> Tensor:
-        """Return the mask with the zero option of every choice that takes one option and has none."""
-        live = live.clone()
-        for position, choice in enumerate(self.space.choices):
-            columns = list(self.space.columns(position))
-            if choice.pick == "one" and choice.zero is not None and not bool(live[columns].any()):
-                live[columns[choice.zero]] = True
-        return live
 
     def _zeros(self, live: Tensor) -> Tensor:
         """Return the live zero options, which only choices have that take exactly one, shape (G,)."""
@@ -395,7 +359,7 @@ class BayesNAS:
         if state.limits:
             members = within(self._inclusion(state, live), kept)
             if members:
-                return self._zeros_where_empty(self._picked(members[0][0].picks))
+                return zeros_where_empty(self.space, picked(self.space, members[0][0].picks))
         several = torch.tensor([c.pick == "any" for c in self.space.choices for _ in c.options])
         if not bool(several.any()):
             rates = torch.where(series(self.space, "cpu").is_gate, 1e-12, rates.clamp(min=1e-9))
@@ -403,9 +367,11 @@ class BayesNAS:
         order = sorted((live & several).nonzero().flatten().tolist(), key=lambda g: float(rates[g]))
         while not kept.allow(self.space, self._arch(live).picks):
             for g in order:
-                less = self._picked(self.space.cascade(live_table(self.space, live & (torch.arange(len(live)) != g))))
+                less = picked(
+                    self.space, self.space.cascade(live_table(self.space, live & (torch.arange(len(live)) != g)))
+                )
                 if live[g] and self.space.connected(live_table(self.space, less)):
-                    live = self._without_inactive(less)
+                    live = without_inactive(self.space, less)
                     break
             else:
                 break

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bayesarch.nets.cells import MixedCell, PlainCell
-from bayesarch.nets.modular import BAYESNAS, DARTS, TreeCell, TwoInputCell, pyramid, two_input_stages
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, read_out, residual_stages
+from bayesarch.nets.tree import TreeCell, pyramid
+from bayesarch.nets.two_input import BAYESNAS, DARTS, TwoInputCell, two_input_stages
 from bayesarch.spaces import Space
 
 __all__ = ["SKELETONS", "Skeleton"]

@@ -12,7 +12,7 @@ from bayesarch.functional import seeded
 from bayesarch.nets.cells import PlainCell
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.families import SKELETONS, Skeleton
-from bayesarch.nets.modular import Options
+from bayesarch.nets.options import Options
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, walk
 from bayesarch.spaces import Architecture, Space
 

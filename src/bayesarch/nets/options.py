@@ -1,0 +1,132 @@
+"""The options of a cell as whole modules, computed once per source node where they have no weights.
+
+One class serves supernets and plain networks: told gates, every live option is computed and multiplied; told none (only
+a plain network does that), what is there is summed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bayesarch.nets.drop import PathDrop
+from bayesarch.nets.operations import operation_module
+from bayesarch.spaces import Space
+
+__all__ = ["Options", "load_shared", "total"]
+
+
+class Options(nn.Module):
+    """The options of one cell as modules, by source node.
+
+    Args:
+        space: the space.
+        kind: the cell type.
+        channels: C of every option.
+        columns: flat options to make.
+        stride_of: source node -> stride of what leaves it.
+        affine: whether norms have scale and shift.
+        norm_free: whether a norm without parameters stands behind pooling.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        kind: str,
+        channels: int,
+        columns: Sequence[int],
+        *,
+        stride_of: Callable[[str], int],
+        affine: bool,
+        norm_free: bool,
+    ) -> None:
+        super().__init__()
+        self.drop: PathDrop | None = None
+        """What switches operations off while a plain network is trained."""
+        self.modules_of = nn.ModuleDict()
+        self.wiring: dict[str, tuple[str, list[tuple[int, str]]]] = {}
+        """Key in `modules_of` -> source node, and (flat option, target node) of all that use it."""
+        self.key_of: dict[int, str] = {}
+        """Flat option -> key of the module that is its own."""
+        wanted = set(columns)
+        for position, choice in enumerate(space.choices):
+            if choice.cell != kind or choice.source is None or choice.target is None:
+                continue
+            for g, name in zip(space.columns(position), choice.options, strict=True):
+                module = operation_module(name, channels, stride_of(choice.source), affine=affine)
+                if g not in wanted or module is None:
+                    continue
+                shared = not any(True for _ in module.parameters()) and not _normed(module)
+                key = f"{name}_{choice.source}" if shared else f"{name}_{choice.source}_{choice.target}"
+                if key not in self.modules_of:
+                    pools = shared and not _passes(module)
+                    norm = nn.BatchNorm2d(channels, affine=False) if norm_free and pools else None
+                    self.modules_of[key] = module if norm is None else nn.Sequential(module, norm)
+                    self.wiring[key] = (choice.source, [])
+                    if not shared:
+                        self.key_of[g] = key
+                self.wiring[key][1].append((g, choice.target))
+
+    def parameters_of(self, column: int) -> list[nn.Parameter]:
+        """Return the parameters of one option; empty where it has none."""
+        return list(self.modules_of[self.key_of[column]].parameters()) if column in self.key_of else []
+
+    def keep(self, live: Tensor) -> None:
+        """Remove the options whose entry in `live` (G,) is False."""
+        for key, (source, users) in list(self.wiring.items()):
+            left = [(g, target) for g, target in users if live[g]]
+            self.wiring[key] = (source, left)
+            if not left:
+                del self.modules_of[key], self.wiring[key]
+        self.key_of = {g: key for g, key in self.key_of.items() if key in self.wiring}
+
+    def leaving(
+        self, node: str, h: Tensor, gates: Tensor | None, active: frozenset[int] | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (target node, gated output) of every option that leaves `node`, whose features are `h`."""
+        for key, (source, users) in self.wiring.items():
+            used = [(g, target) for g, target in users if active is None or g in active]
+            if source != node or not used:
+                continue
+            out = self.modules_of[key](h)
+            if self.drop is not None and self.training and out is not h:
+                out = self.drop(out)
+            for g, target in used:
+                yield target, out if gates is None else out * _gate(gates, g, out.ndim)
+
+    def hand_over(self, other: "Options") -> None:
+        """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""
+        for key, module in other.modules_of.items():
+            if key in self.modules_of:
+                module.load_state_dict(self.modules_of[key].state_dict(), strict=False)
+
+
+def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:
+    return gates[:, g].view(-1, *[1] * (ndim - 1)) if gates.shape[0] > 1 else gates[0, g]
+
+
+def _normed(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
+def _passes(module: nn.Module) -> bool:
+    """Return whether a module gives its input back."""
+    probe = torch.arange(9.0, device="cpu").view(1, 1, 3, 3)
+    with torch.device("cpu"), torch.no_grad():
+        out = module(probe)
+    return out.shape == probe.shape and bool(torch.equal(out, probe))
+
+
+def load_shared(mine: nn.Module, theirs: nn.Module) -> None:
+    """Copy what both modules have; affine norms of `theirs` stay as they are."""
+    theirs.load_state_dict(mine.state_dict(), strict=False)
+
+
+def total(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the sum of `parts`; zeros shaped as `like` where there are none."""
+    if not parts:
+        return torch.zeros_like(like)
+    out = parts[0]
+    for part in parts[1:]:
+        out = out + part
+    return out
