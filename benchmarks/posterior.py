@@ -122,7 +122,8 @@ def recurrence(arguments: argparse.Namespace) -> None:
     """Run what is not there yet, judge, write the record after every method."""
     record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"methods": {}}
     record["command"] = (
-        f"python benchmarks/posterior.py recurrence --data {Path(arguments.data).name} --methods {arguments.methods} "
+        f"python benchmarks/posterior.py recurrence --data {Path(arguments.data).name} "
+        f"--methods {','.join(dict.fromkeys([*record['methods'], *arguments.methods.split(',')]))} "
         f"--runs {arguments.runs}"
         + (f" --limit {arguments.limit}" if arguments.limit else "")
         + f" --epochs {arguments.epochs} --out {arguments.out}"
