@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -174,10 +173,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the final table of a run, or the best so far; or what an architecture is and costs."""
+    from bayesarch.spaces.architecture import is_notation
     from bayesarch.terminal import print_architecture, print_summary
     from bayesarch.workflows.run import open_run
 
-    if not Path(run).is_dir() and any(mark in run for mark in "|{("):
+    if is_notation(run):
         from bayesarch.workflows.describe import describe
 
         record = describe(run, space=space, input_shape=input_shape, classes=classes)
@@ -263,6 +263,8 @@ def data_convert(
     classes: Annotated[int, typer.Option(min=2, help="Keep the first so many classes")] = 120,
 ) -> None:
     """Write official batches that are pickles as .npz; anything in them that is no array is refused, not run."""
+    from pathlib import Path
+
     from bayesarch.data import imagenet16
     from bayesarch.errors import ConfigError
     from bayesarch.runs import write_arrays

@@ -8,12 +8,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bayesarch.errors import SpaceError, nearest
 from bayesarch.spaces.space import Picks, Space
 
-__all__ = ["Architecture"]
+__all__ = ["Architecture", "is_notation"]
+
+
+def is_notation(text: str) -> bool:
+    """Return whether a text reads like an architecture and names no folder; a genotype is too long for a name."""
+    try:
+        folder = Path(text).is_dir()
+    except OSError:
+        folder = False
+    return not folder and any(mark in text for mark in "|({")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from bayesarch.functional import Streams
 from bayesarch.nets import PlainNetwork, architecture_cost, build
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import Architecture, Space
+from bayesarch.spaces.architecture import is_notation
 from bayesarch.workflows.config import merge, overrides, read_config
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.run import Run, open_run
@@ -159,12 +160,12 @@ def _target(
     """Return the architecture, settings that come with it, and the run it was found by."""
     if isinstance(target, Architecture):
         return target, {"space": {"name": target.space.name}}, None
-    if isinstance(target, str) and not Path(target).is_dir():
-        if not any(mark in target for mark in "|({"):
-            raise RunError(f"{target} is neither a run folder nor an architecture")
+    if isinstance(target, str) and is_notation(target):
         owner = space if space is not None else None if target.lstrip().startswith("{") else "nb201"
         arch = Architecture.parse(target, owner)
         return arch, {"space": {"name": arch.space.name}}, None
+    if isinstance(target, str) and not Path(target).is_dir():
+        raise RunError(f"{target} is neither a run folder nor an architecture")
     run = target if isinstance(target, Run) else open_run(target, space=space if isinstance(space, Space) else None)
     if "train" in run.config:
         raise ConfigError(f"{run.path} is a training itself; give the search, or the architecture")
