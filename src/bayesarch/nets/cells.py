@@ -19,7 +19,7 @@ from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.spaces import Choice, Space
 
-__all__ = ["ConvStack", "Growth", "MixedCell", "PlainCell", "node_order"]
+__all__ = ["ConvStack", "Growth", "MixedCell", "PlainCell", "node_order", "total"]
 
 Growth = tuple[Tensor, Tensor]
 """Which old output and input channel each channel of a widened convolution is a copy of, shapes (w,) and (w,)."""
@@ -264,13 +264,13 @@ class MixedCell(nn.Module):
             if self.width < self.channels:
                 for target, gate in self._bypasses(node, h.ndim, gates, active):
                     rest[target].append(h[:, self.width :] * gate)
-        return _total([features[node] for node in self.outputs], x)
+        return total([features[node] for node in self.outputs], x)
 
     def _join(self, parts: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:
         """Return a node's features: the sum of what came through options, beside the sum of what went past them."""
         if self.width == self.channels:
-            return _total(parts, like)
-        both = torch.cat([_total(parts, like[:, : self.width]), _total(rest, like[:, self.width :])], 1)
+            return total(parts, like)
+        both = torch.cat([total(parts, like[:, : self.width]), total(rest, like[:, self.width :])], 1)
         return both[:, self.shuffle]
 
     def _bypasses(
@@ -356,16 +356,16 @@ class PlainCell(nn.Module):
         for node in self.inputs:
             parts[node] = [x]
         for node in self.order:
-            h = _total(parts[node], x)
+            h = total(parts[node], x)
             parts[node] = [h]
             for source, target, key in self.wiring:
                 if source == node:
                     out = self.ops[key](h)
                     parts[target].append(out if self.drop is None or not self.training or out is h else self.drop(out))
-        return _total([piece for node in self.outputs for piece in parts[node]], x)
+        return total([piece for node in self.outputs for piece in parts[node]], x)
 
 
-def _total(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+def total(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the sum of `parts`; zeros shaped as `like` where there are none.
 
     A node that nothing reaches holds zeros, as in the benchmark: a norm behind it may still add its shift.

@@ -13,7 +13,7 @@ from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import operation_module
 from bayesarch.spaces import Space
 
-__all__ = ["Options", "load_shared", "total"]
+__all__ = ["Options", "load_shared"]
 
 
 class Options(nn.Module):
@@ -120,13 +120,3 @@ def _passes(module: nn.Module) -> bool:
 def load_shared(mine: nn.Module, theirs: nn.Module) -> None:
     """Copy what both modules have; affine norms of `theirs` stay as they are."""
     theirs.load_state_dict(mine.state_dict(), strict=False)
-
-
-def total(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return the sum of `parts`; zeros shaped as `like` where there are none."""
-    if not parts:
-        return torch.zeros_like(like)
-    out = parts[0]
-    for part in parts[1:]:
-        out = out + part
-    return out

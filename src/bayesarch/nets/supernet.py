@@ -6,6 +6,7 @@ silent "full network": gates of None are an error.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -64,8 +65,7 @@ class Supernet(nn.Module):
         self.sizes = tidy_sizes(space, sizes)
         with seeded(generator):
             family = skeleton_of(space)
-            make_cell = lambda geometry, kind: family.mixed(space, geometry, kind)  # noqa: E731 - said once
-            trunk = trunk_of(space, self.sizes, input_shape, classes, make_cell)
+            trunk = trunk_of(space, self.sizes, input_shape, classes, partial(family.mixed, space))
         self.stem, self.layers, self.head = trunk.stem, nn.ModuleList(trunk.layers), trunk.head
         self.depth = trunk.depth
         self._live_columns = frozenset(range(space.n_options))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets.cells import Growth, node_order
-from bayesarch.nets.options import Options, load_shared, total
+from bayesarch.nets.cells import Growth, node_order, total
+from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 

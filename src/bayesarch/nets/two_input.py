@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import Growth, node_order
+from bayesarch.nets.cells import Growth, node_order, total
 from bayesarch.nets.operations import Halving, factorized_reduce
-from bayesarch.nets.options import Options, load_shared, total
+from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 

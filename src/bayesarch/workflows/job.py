@@ -19,7 +19,7 @@ from bayesarch.workflows.config import Settings, merge, overrides, read_config, 
 from bayesarch.workflows.limits import settle_limits
 from bayesarch.workflows.plan import Plan, plan
 
-__all__ = ["Arrays", "Job", "prepare"]
+__all__ = ["Arrays", "Job", "data_record", "prepare"]
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images and labels, as `bayesarch.data.as_examples` takes them."""
@@ -76,13 +76,18 @@ class Job:
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
-        return {
-            "input_shape": list(self.examples.input_shape),
-            "classes": list(self.examples.classes),
-            "sizes": self.partition.sizes,
-            "given_test": self.partition.given_test,
-            "fingerprint": self.partition.fingerprint(self.examples),
-        }
+        return data_record(self.examples, self.partition)
+
+
+def data_record(examples: Examples, partition: Partition) -> dict[str, Any]:
+    """Return what a run folder says of its examples and their splits."""
+    return {
+        "input_shape": list(examples.input_shape),
+        "classes": list(examples.classes),
+        "sizes": partition.sizes,
+        "given_test": partition.given_test,
+        "fingerprint": partition.fingerprint(examples),
+    }
 
 
 def prepare(  # noqa: PLR0913 - the public face has one keyword per flag

@@ -32,6 +32,7 @@ from bayesarch.spaces import Architecture, Space
 from bayesarch.spaces.architecture import is_notation
 from bayesarch.workflows.config import merge, overrides, read_config
 from bayesarch.workflows.environment import environment
+from bayesarch.workflows.job import data_record
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 
@@ -217,13 +218,7 @@ class _Job:
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
-        return {
-            "input_shape": list(self.examples.input_shape),
-            "classes": list(self.examples.classes),
-            "sizes": self.partition.sizes,
-            "given_test": self.partition.given_test,
-            "fingerprint": self.partition.fingerprint(self.examples),
-        }
+        return data_record(self.examples, self.partition)
 
     def network(self, streams: Streams) -> PlainNetwork:
         """Return the network at its start, on the device."""
