@@ -18,6 +18,7 @@ from bayesarch.engine.method import Info as Info
 from bayesarch.engine.method import Method as Method
 from bayesarch.engine.method import Setting as Setting
 from bayesarch.engine.method import State as State
+from bayesarch.engine.method import found_by as found_by
 from bayesarch.engine.method import partial_of as partial_of
 from bayesarch.engine.place import EngineConfig as EngineConfig
 from bayesarch.engine.place import Interrupted as Interrupted
@@ -52,6 +53,7 @@ __all__ = [
     "batch_loss",
     "batch_statistics",
     "conditional_losses",
+    "found_by",
     "gate_curvature",
     "load_checkpoint",
     "pack",

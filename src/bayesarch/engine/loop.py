@@ -22,7 +22,7 @@ from torch import Tensor
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.engine.device import autocast
-from bayesarch.engine.method import Clock, Method, partial_of
+from bayesarch.engine.method import Clock, Method, found_by, partial_of
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
@@ -112,7 +112,8 @@ class Engine:
         if place.stage == "closing":
             while self._stage_steps() < config.closing_epochs * self.steps_per_epoch and not self._late():
                 self._round()
-            recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
+            if config.recalibrate:
+                recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
             place.stage, place.rounds = "examine", 0
             self.save()
         if place.stage == "examine":
@@ -146,7 +147,7 @@ class Engine:
                 self.state, self.net, self.data, streams=self.streams, clock=self._clock()
             )
         changed = self._reconcile()
-        if changed:
+        if changed and self.config.recalibrate:
             recalibrate(self.net, self._gates(), self.data["weights"], batch_size=self.config.batch_size)
         self._account()
         means = {name: float(value) / self.round_steps for name, value in place.sums.items()}
@@ -162,7 +163,7 @@ class Engine:
             "selection_loss": selection.loss,
             "selection_accuracy": selection.accuracy,
             "live_options": int(self.state.live.sum()),
-            "best": str(self.method.posterior(self.method.conclude(self.state)).mode()),
+            "best": str(found_by(self.method, self.method.conclude(self.state))),
             "images": place.images,
             "forward_macs": place.macs,
             **info,

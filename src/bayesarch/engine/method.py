@@ -20,9 +20,9 @@ from bayesarch.data import Batch, Split
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
-from bayesarch.spaces import NO_LIMITS, Limits, Space
+from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
 
-__all__ = ["Clock", "Info", "Method", "Setting", "State", "partial_of"]
+__all__ = ["Clock", "Info", "Method", "Setting", "State", "found_by", "partial_of"]
 
 Info = Mapping[str, Any]
 """For people and records, never read back by a method. From `step`: scalar tensors, averaged over the epoch."""
@@ -89,6 +89,16 @@ class State(Protocol):
 def partial_of(state: State) -> int:
     """Return K, where one in K channels is to go through the options; 1 where the state says nothing of it."""
     return int(getattr(state, "partial", 1))
+
+
+def found_by(method: "Method[Any]", state: Any) -> Architecture:
+    """Return the architecture a search ends with: the posterior's mode, unless the method has a `found` of its own.
+
+    A method that ranks what it draws from its posterior finds another one than the most probable.
+    """
+    own = getattr(method, "found", None)
+    arch: Architecture = method.posterior(state).mode() if own is None else own(state)
+    return arch
 
 
 S = TypeVar("S")

@@ -42,6 +42,8 @@ class EngineConfig(Config):
     """fp32, or bf16 autocast; beliefs are always fp32."""
     score_batches: int | None = Field(default=50, ge=1)
     """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
+    recalibrate: bool = True
+    """Whether the found network's norms take their running statistics anew at the end, from up to 20 batches."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Longest time between two checkpoints; one is written after every round in any case."""
     max_minutes: float | None = Field(default=None, gt=0)

@@ -14,7 +14,7 @@ from bayesarch.nets.cells import ConvStack
 
 __all__ = ["Score", "batch_loss", "batch_statistics", "recalibrate", "score"]
 
-Norm = nn.BatchNorm2d | ConvStack
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | ConvStack
 
 
 class Score(NamedTuple):
@@ -43,7 +43,7 @@ def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _norms(net: nn.Module) -> list[Norm]:
-    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | ConvStack)]
+    return [module for module in net.modules() if isinstance(module, Norm)]
 
 
 @contextmanager

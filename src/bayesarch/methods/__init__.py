@@ -5,7 +5,8 @@ line to `METHODS`, and run `bayesarch.testing.check_method` on it. Nothing in th
 line needs an edit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bayesarch.config import Config
@@ -25,6 +26,8 @@ from bayesarch.methods.gdas import GDASConfig as GDASConfig
 from bayesarch.methods.gdas import gdas as gdas
 from bayesarch.methods.pcdarts import PCDARTSConfig as PCDARTSConfig
 from bayesarch.methods.pcdarts import pcdarts as pcdarts
+from bayesarch.methods.pgnas import PGNAS as PGNAS
+from bayesarch.methods.pgnas import PGNASConfig as PGNASConfig
 from bayesarch.methods.random_search import RandomSearch as RandomSearch
 from bayesarch.methods.random_search import RandomSearchConfig as RandomSearchConfig
 from bayesarch.methods.snas import SNASConfig as SNASConfig
@@ -33,6 +36,7 @@ from bayesarch.methods.snas import snas as snas
 __all__ = [
     "BPNAS",
     "METHODS",
+    "PGNAS",
     "BPNASConfig",
     "BayesNAS",
     "BayesNASConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "Entry",
     "GDASConfig",
     "PCDARTSConfig",
+    "PGNASConfig",
     "RandomSearch",
     "RandomSearchConfig",
     "SNASConfig",
@@ -61,6 +66,10 @@ class Entry(NamedTuple):
 
     make: Callable[..., Any]
     config: type[Config]
+    channels: bool = False
+    """Whether it decides on the channels of a network and not on the operations of a cell."""
+    defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """Settings of other sections that it starts from, where the user says nothing."""
 
 
 METHODS: dict[str, Entry] = {
@@ -73,6 +82,17 @@ METHODS: dict[str, Entry] = {
     "gdas": Entry(gdas, GDASConfig),
     "snas": Entry(snas, SNASConfig),
     "pcdarts": Entry(pcdarts, PCDARTSConfig),
+    "pgnas": Entry(
+        PGNAS,
+        PGNASConfig,
+        channels=True,
+        defaults={
+            # the KL stands for the decay of weights; the winner keeps weights and statistics as they were trained
+            "engine": {"weight_decay": 0.0, "nesterov": True, "closing_epochs": 0, "recalibrate": False},
+            # one descent trains everything: what ranks candidates (architecture) and what reports may be small
+            "data": {"fractions": (0.7, 0.1, 0.1, 0.1)},
+        },
+    ),
     "random": Entry(RandomSearch, RandomSearchConfig),
 }
 """Every method that can be asked for by name."""

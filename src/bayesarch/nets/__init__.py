@@ -15,6 +15,9 @@ from bayesarch.nets.cost import option_costs as option_costs
 from bayesarch.nets.drop import PathDrop as PathDrop
 from bayesarch.nets.families import SKELETONS as SKELETONS
 from bayesarch.nets.families import Skeleton as Skeleton
+from bayesarch.nets.gated import GatedSupernet as GatedSupernet
+from bayesarch.nets.gated import close_space as close_space
+from bayesarch.nets.gated import supernet_from as supernet_from
 from bayesarch.nets.operations import OPERATIONS as OPERATIONS
 from bayesarch.nets.plain import PlainNetwork as PlainNetwork
 from bayesarch.nets.plain import build as build
@@ -25,16 +28,19 @@ __all__ = [
     "OPERATIONS",
     "SKELETONS",
     "Cost",
+    "GatedSupernet",
     "PathDrop",
     "PlainNetwork",
     "Skeleton",
     "Supernet",
     "architecture_cost",
     "build",
+    "close_space",
     "cost_limits",
     "latency_ms",
     "network_cost",
     "node_order",
     "option_costs",
+    "supernet_from",
     "tidy_sizes",
 ]

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bayesarch.config import Config
+from bayesarch.nets.gated import NETWORKS, kept_by, network_of
+from bayesarch.nets.macs import macs_by_parameter
 from bayesarch.nets.plain import PlainNetwork, plain_trunk
 from bayesarch.nets.skeletons import Shape
+from bayesarch.nets.slicing import slice_inputs
 from bayesarch.spaces import Architecture, Limits, Space
 
 __all__ = ["Cost", "OptionCosts", "architecture_cost", "cost_limits", "latency_ms", "network_cost", "option_costs"]
@@ -47,7 +50,7 @@ def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
         net: any module whose work is in `Conv2d` and `Linear`, on any device, the meta device included.
         input_shape: (channels, height, width).
     """
-    return Cost(sum(p.numel() for p in net.parameters()), sum(_macs_by_parameter(net, input_shape).values()))
+    return Cost(sum(p.numel() for p in net.parameters()), sum(macs_by_parameter(net, input_shape).values()))
 
 
 @lru_cache(maxsize=64)
@@ -55,7 +58,7 @@ def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) 
     """Return the additive costs of a space's options in the network of `sizes`; nothing is allocated."""
     with torch.device("meta"):
         net = PlainNetwork(plain_trunk(space, sizes, input_shape, classes, range(space.n_options)))
-        macs = _macs_by_parameter(net, input_shape)
+        macs = macs_by_parameter(net, input_shape)
     owner: dict[int, int] = {}
     for layer, kind in zip(net.layers, net.kinds, strict=True):
         if kind is not None:
@@ -71,30 +74,6 @@ def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) 
     return OptionCosts(base, tuple(options))
 
 
-def _macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
-    """Return the MACs of each convolution and linear layer for one image, by the identity of its weight."""
-    macs: dict[int, int] = {}
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.in_features
-
-    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    training = net.training
-    try:
-        net.eval()
-        device = next((p.device for p in net.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            net(torch.zeros(1, *input_shape, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-        net.train(training)
-    return macs
-
-
 MANY = 64
 """Options above which pricing one architecture by itself is quicker than pricing all options first."""
 
@@ -106,8 +85,17 @@ def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) 
         return network_cost(net, input_shape)
 
 
+@lru_cache(maxsize=1024)
+def _cut(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
+    with torch.device("meta"):
+        whole = network_of(arch.space, sizes, input_shape, classes)
+    return network_cost(slice_inputs(whole, kept_by(arch)), input_shape)
+
+
 def architecture_cost(arch: Architecture, *, sizes: Config, input_shape: Shape, classes: int) -> Cost:
     """Return parameters and MACs of an architecture's plain network; nothing is allocated."""
+    if arch.space.skeleton in NETWORKS:
+        return _cut(arch, sizes, input_shape, classes)
     if arch.space.n_options > MANY:
         return _alone(arch, sizes, input_shape, classes)
     costs = option_costs(arch.space, sizes, input_shape, classes)

@@ -12,8 +12,10 @@ from bayesarch.functional import seeded
 from bayesarch.nets.cells import PlainCell
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.families import SKELETONS, Skeleton
+from bayesarch.nets.gated import NETWORKS, kept_by, network_of
 from bayesarch.nets.options import Options
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, walk
+from bayesarch.nets.slicing import slice_inputs
 from bayesarch.spaces import Architecture, Space
 
 __all__ = ["PlainNetwork", "build", "plain_trunk", "skeleton_of", "tidy_sizes", "trunk_of"]
@@ -100,8 +102,8 @@ def build(
     classes: int,
     sizes: Config | Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
-) -> PlainNetwork:
-    """Return the plain network of an architecture, freshly initialised.
+) -> Any:
+    """Return the plain network of an architecture, freshly initialised: a `PlainNetwork`, or a space's own module cut.
 
     Args:
         arch: the architecture; choices may hold several options (summed) or none.
@@ -114,8 +116,10 @@ def build(
         ConfigError: if a size, the input shape or the number of classes is wrong.
     """
 
-    def make() -> PlainNetwork:
+    def make() -> nn.Module:
         tidy = tidy_sizes(arch.space, sizes)
+        if arch.space.skeleton in NETWORKS:
+            return slice_inputs(network_of(arch.space, tidy, input_shape, classes), kept_by(arch))
         return PlainNetwork(plain_trunk(arch.space, tidy, input_shape, classes, arch.columns))
 
     if generator is None:

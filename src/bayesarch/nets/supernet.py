@@ -85,6 +85,11 @@ class Supernet(nn.Module):
         self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()
 
     @property
+    def full_macs(self) -> int:
+        """MACs of one image with all options."""
+        return self._base_macs + sum(self._macs)
+
+    @property
     def n_copies(self) -> int:
         """L: number of cells."""
         return int(self.occupancy.shape[0])

@@ -14,6 +14,7 @@ from bayesarch.posteriors.conditionals import ConditionalsAtMode as Conditionals
 from bayesarch.posteriors.inclusion import Inclusion as Inclusion
 from bayesarch.posteriors.listed import Listed as Listed
 from bayesarch.posteriors.listed import jeffreys as jeffreys
+from bayesarch.posteriors.masks import ChannelMasks as ChannelMasks
 from bayesarch.posteriors.meanfield import MeanField as MeanField
 from bayesarch.posteriors.meanfield import entropy_of as entropy_of
 from bayesarch.posteriors.topedges import TopEdges as TopEdges
@@ -23,6 +24,7 @@ from bayesarch.spaces import SPACES, Space
 __all__ = [
     "KINDS",
     "ArchitecturePosterior",
+    "ChannelMasks",
     "ConditionalsAtMode",
     "CredibleSet",
     "Inclusion",
@@ -43,6 +45,7 @@ KINDS: dict[str, Any] = {
     "conditionals-at-mode": ConditionalsAtMode,
     "top-edges": TopEdges,
     "inclusion": Inclusion,
+    "channel-masks": ChannelMasks,
     "candidates": Listed,
     "recurrence": Listed,
 }
@@ -63,8 +66,8 @@ def from_json(record: dict[str, Any], space: Space | None = None) -> Architectur
         kind, name = record["kind"], record["space"]
         if kind not in KINDS:
             raise RunError(f"unknown kind of posterior {kind!r}, {nearest(str(kind), KINDS)}")
-        if space is None and name not in SPACES:
-            raise RunError(f"the posterior is over a space {name!r} of your own; pass it as space=")
+        if space is None and (name not in SPACES or SPACES[name].open):
+            raise RunError(f"the posterior is over a space {name!r} that is open or not built in; pass it as space=")
         posterior: ArchitecturePosterior = KINDS[kind].from_json(record, space or SPACES[name])
         return posterior
     except (KeyError, TypeError, ValueError) as error:

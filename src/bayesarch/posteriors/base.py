@@ -16,6 +16,7 @@ Kind = Literal[
     "conditionals-at-mode",
     "top-edges",
     "inclusion",
+    "channel-masks",
     "candidates",
     "recurrence",
 ]
@@ -25,6 +26,7 @@ mean-field                 a product over choices
 mean-field-within-limits   that product, given that hard limits are kept
 conditionals-at-mode       each choice given the rest of the found architecture; neither marginals nor a joint
 top-edges                  a fixed number of edges into each node, one operation on each
+channel-masks              channels kept or dropped, each by itself at its group's rate
 inclusion                  edges and options in or out, each by itself where something feeds it
 candidates                 architectures that were tried, weighted by how well they did
 recurrence                 how often independent runs found it

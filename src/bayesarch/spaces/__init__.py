@@ -6,10 +6,14 @@ To add a space: copy `nb201.py` or `toy.py`, write one `Space`, add one line to 
 
 from bayesarch.spaces.architecture import Architecture as Architecture
 from bayesarch.spaces.bayesnas_cell import BAYESNAS_CELL as BAYESNAS_CELL
+from bayesarch.spaces.channels import GateGroup as GateGroup
+from bayesarch.spaces.channels import channel_space as channel_space
 from bayesarch.spaces.darts import DARTS as DARTS
 from bayesarch.spaces.limits import NO_LIMITS as NO_LIMITS
 from bayesarch.spaces.limits import Limits as Limits
+from bayesarch.spaces.module import MODULE as MODULE
 from bayesarch.spaces.nb201 import NB201 as NB201
+from bayesarch.spaces.shake_shake import SHAKE_SHAKE as SHAKE_SHAKE
 from bayesarch.spaces.space import Choice as Choice
 from bayesarch.spaces.space import Picks as Picks
 from bayesarch.spaces.space import Space as Space
@@ -21,17 +25,21 @@ from bayesarch.spaces.tree_cell import tree_cell as tree_cell
 __all__ = [
     "BAYESNAS_CELL",
     "DARTS",
+    "MODULE",
     "NB201",
     "NO_LIMITS",
+    "SHAKE_SHAKE",
     "SPACES",
     "TOY",
     "TREE_CELL",
     "TREE_CELL_18",
     "Architecture",
     "Choice",
+    "GateGroup",
     "Limits",
     "Picks",
     "Space",
+    "channel_space",
     "tree_cell",
 ]
 
@@ -41,6 +49,8 @@ SPACES: dict[str, Space] = {
     "bayesnas-cell": BAYESNAS_CELL,
     "tree-cell": TREE_CELL,
     "tree-cell-18": TREE_CELL_18,
+    "shake-shake": SHAKE_SHAKE,
+    "module": MODULE,
     "toy": TOY,
 }
 """Every space that can be asked for by name."""

@@ -38,6 +38,8 @@ class Choice:
     target: str | None = None
     cell: str = "cell"
     """Cell type the choice belongs to; copies of one type share their architecture."""
+    alike: bool = False
+    """Whether the options are channels of one layer, which people want counted and not named."""
 
     def __post_init__(self) -> None:
         if not self.options or len(set(self.options)) != len(self.options):
@@ -100,6 +102,11 @@ class Space:
 
     def __hash__(self) -> int:
         return hash((self.name, self.choices))
+
+    @property
+    def open(self) -> bool:
+        """Whether the choices are not known yet, because they depend on the network's sizes (`channel_space`)."""
+        return not self.choices
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

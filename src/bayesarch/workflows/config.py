@@ -151,6 +151,8 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
     sections["space"].pop("name", None)
     method_name = sections["method"].pop("name", "bpnas")
     entry = None if method is not None else _named(METHODS, method_name, "method", faults)
+    for key, values in ({} if entry is None else entry.defaults).items():
+        sections[key] = {**values, **sections[key]}
     sizes = None if space is None else check(space.sizes, sections["space"], path="space", faults=faults)
     method_config = None if entry is None else check(entry.config, sections["method"], path="method", faults=faults)
     data = check(DataConfig, sections["data"], path="data", faults=faults)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from bayesarch.data import SEARCH_SPLITS, Examples, Partition, Split, as_example
 from bayesarch.engine import Engine, Method, Observer, Setting, resolve_device
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
+from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
+from bayesarch.nets.gated import NETWORKS, close_space, gated_supernet
 from bayesarch.runs import RunFolder
 from bayesarch.spaces import Limits, Space
 from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
@@ -42,8 +44,12 @@ class Job:
         batch = min(self.settings.engine.batch_size, first)
         return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device, self.limits)
 
-    def supernet(self, streams: Streams) -> Supernet:
+    def supernet(self, streams: Streams) -> Any:
         """Return a fresh supernet on the device, channels last."""
+        settings, shape, classes = self.settings, self.examples.input_shape, len(self.examples.classes)
+        if settings.space.skeleton in NETWORKS:
+            gated = gated_supernet(settings.space, settings.sizes, shape, classes, generator=streams["init"])
+            return gated.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         net = Supernet(
             self.settings.space,
             input_shape=self.examples.input_shape,
@@ -136,6 +142,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     partition = split(examples, settings.data)
     n_training = sum(size for name, size in partition.sizes.items() if name != "test")
     settings = small_data_sizes(settings, n_training, given)
+    settings = _closed(settings, examples)
     splits = splits_on(examples, partition, SEARCH_SPLITS, config=settings.data, device=on)
     limits = settle_limits(
         settings.limits,
@@ -146,6 +153,27 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
         device=on,
     )
     return Job(settings, examples, partition, on, splits, limits)
+
+
+def _closed(settings: Settings, examples: Examples) -> Settings:
+    """Return the settings with an open space's choices, now that the data are known, and the method made for it.
+
+    Raises:
+        ConfigError: if the method and the space are not of one kind, channels or operations.
+    """
+    space, entry = settings.space, METHODS.get(settings.method.name)
+    channels = entry is not None and entry.channels
+    if channels != (space.skeleton in NETWORKS):
+        what, wants = ("channels", "operations") if space.skeleton in NETWORKS else ("operations", "channels")
+        fits = [name for name, other in METHODS.items() if other.channels != channels]
+        raise ConfigError(
+            f"method {settings.method.name!r} decides on {wants} and space {space.name!r} has {what} to decide on; "
+            f"take --method {' or '.join(fits)}, or another --space"
+        )
+    if not space.open or entry is None:
+        return settings
+    closed = close_space(space, settings.sizes, examples.input_shape, len(examples.classes))
+    return replace(settings, space=closed, method=entry.make(closed, settings.method_config))
 
 
 def _given(**values: Any) -> dict[str, Any] | None:

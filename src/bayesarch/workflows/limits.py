@@ -39,6 +39,11 @@ def settle_limits(
     """
     if config == LimitsConfig():
         return NO_LIMITS
+    if space.open or any(choice.alike for choice in space.choices):
+        raise ConfigError(
+            f"space {space.name!r} is one of channels, whose costs do not add up; --max-macs, --max-params and "
+            "--max-latency-ms are kept in spaces of cells only"
+        )
     latency = None
     if config.latency_ms is not None:
         base, options = _latencies(space, sizes, input_shape, classes, device)

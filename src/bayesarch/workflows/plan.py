@@ -10,7 +10,7 @@ import torch
 from bayesarch.data import Feeder, Split
 from bayesarch.engine import Clock, EngineConfig, Method, Setting, Weights, autocast, partial_of
 from bayesarch.functional import Streams
-from bayesarch.nets import Supernet, option_costs
+from bayesarch.nets import Supernet
 
 __all__ = ["Plan", "plan"]
 
@@ -64,9 +64,8 @@ def plan(
         config: batch size, epochs, precision.
         seed: for streams of its own, so that the search itself is not moved.
     """
-    costs = option_costs(net.space, net.sizes, net.input_shape, net.classes)
     params = sum(p.numel() for p in net.parameters())
-    macs = costs.base.macs + sum(option.macs for option in costs.options)
+    macs = net.full_macs
     streams = Streams(seed, setting.device)
     state = method.init(setting, streams=streams)
     feeders = {

@@ -8,7 +8,7 @@ from bayesarch.errors import RunError
 from bayesarch.posteriors import ArchitecturePosterior
 from bayesarch.posteriors import from_json as posterior_from_json
 from bayesarch.runs import RunFolder
-from bayesarch.spaces import Architecture, Space
+from bayesarch.spaces import SPACES, Architecture, Space
 
 if TYPE_CHECKING:
     from bayesarch.nets import PlainNetwork
@@ -67,6 +67,17 @@ class Run:
         return self.folder.read_json("data.json")
 
     @cached_property
+    def _closed(self) -> Space | None:
+        """The space, with its choices where they depend on the network's sizes; None: the built-in of its name."""
+        space = self._space or SPACES.get(self.config.get("space", {}).get("name", ""))
+        if space is None or not space.open:
+            return self._space
+        from bayesarch.nets import close_space, tidy_sizes
+
+        sizes = tidy_sizes(space, {key: value for key, value in self.config["space"].items() if key != "name"})
+        return close_space(space, sizes, tuple(self.data["input_shape"]), len(self.data["classes"]))
+
+    @cached_property
     def posterior(self) -> ArchitecturePosterior:
         """The posterior over architectures.
 
@@ -74,7 +85,7 @@ class Run:
             RunError: if the run is not finished.
         """
         self._need("posterior.json")
-        return posterior_from_json(self.folder.read_json("posterior.json"), self._space)
+        return posterior_from_json(self.folder.read_json("posterior.json"), self._closed)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -91,9 +102,9 @@ class Run:
     def best(self) -> Architecture | None:
         """The best architecture so far, at any time: after a round, what the search would find if it ended there."""
         if self.folder.has("posterior.json"):
-            return self.posterior.mode()
+            return self.architecture
         known = [record["best"] for record in self.metrics if "best" in record]
-        space = self._space or self.config["space"]["name"]
+        space = self._closed or self.config["space"]["name"]
         return Architecture.parse(known[-1], space) if known else None
 
     @cached_property
@@ -101,6 +112,8 @@ class Run:
         """The architecture that was found, or that is trained."""
         if self.is_training:
             return Architecture.parse(self.config["architecture"], self._space)
+        if self.folder.has("architectures/found.json"):
+            return Architecture.parse(self.folder.read_json("architectures/found.json"), self._closed)
         return self.posterior.mode()
 
     def network(self) -> "PlainNetwork":

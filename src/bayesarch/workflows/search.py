@@ -13,7 +13,7 @@ import safetensors.torch
 
 from bayesarch.benchmarks import read_table
 from bayesarch.data import Examples
-from bayesarch.engine import Engine, Interrupted, Method, Observer, Place
+from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, found_by
 from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
@@ -209,13 +209,13 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
 def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> None:
     """Write posterior, found architecture, its network, summary and report."""
     posterior = job.settings.method.posterior(engine.state)
-    arch = posterior.mode()
+    arch = found_by(job.settings.method, engine.state)
     folder.write_json("posterior.json", posterior.to_json())
     folder.write_json("architectures/found.json", {**arch.to_json(), "string": str(arch), "digest": arch.digest})
     net = engine.net.inherit(arch).eval()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_atomically(folder.path / "networks" / "found.safetensors", safetensors.torch.save(state))
-    summary = summarise(job.settings, posterior, engine, input_shape=job.examples.input_shape)
+    summary = summarise(job.settings, posterior, arch, engine, input_shape=job.examples.input_shape)
     latency = latency_ms(net, job.examples.input_shape)
     summary["times"] = {
         "seconds_of_this_process": seconds,

@@ -16,10 +16,15 @@ __all__ = ["collapse_warnings", "edge_base", "kept_limits", "summarise"]
 
 
 def summarise(
-    settings: Settings, posterior: ArchitecturePosterior, engine: Engine, *, input_shape: tuple[int, int, int]
+    settings: Settings,
+    posterior: ArchitecturePosterior,
+    arch: Architecture,
+    engine: Engine,
+    *,
+    input_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
     """Return the summary: found cell, edges, cost, score with inherited weights, warnings. Holds no times."""
-    arch, said = posterior.mode(), settings.method.summary(engine.state)
+    said = settings.method.summary(engine.state)
     cost = architecture_cost(arch, sizes=settings.sizes, input_shape=input_shape, classes=engine.net.classes)
     selection = engine.selection()
     last = int(engine.place.steps / engine.steps_per_epoch) - settings.engine.closing_epochs
@@ -77,7 +82,7 @@ def edge_base(arch: Architecture, position: int) -> dict[str, Any]:
         "source": choice.source,
         "target": choice.target,
         "zero": choice.zero is not None and names == (choice.options[choice.zero],),
-        "options": list(names),
+        "options": [f"{len(names)} of {len(choice.options)}"] if choice.alike else list(names),
         "inactive": position in arch.inactive,
     }
 
@@ -89,7 +94,7 @@ def edge_rows(arch: Architecture, posterior: ArchitecturePosterior) -> list[dict
     rows = []
     for position, choice in enumerate(arch.space.choices):
         weights = table[choice.name]
-        names = arch.option_names(position)
+        names = ("kept",) if choice.alike else arch.option_names(position)
         if choice.pick == "any" and not names and choice.zero is not None:
             names = (choice.options[choice.zero],)
         rows.append(
@@ -107,12 +112,14 @@ def _entropy(choice: Choice, weights: Mapping[str, float]) -> float:
     """Return the entropy of one choice's weights, nats: of one draw, or of every option's being in or out."""
     if choice.pick == "one":
         return entropy_of(np.array(list(weights.values())))
-    real = [weights[choice.options[i]] for i in choice.real]
+    real = list(weights.values()) if choice.alike else [weights[choice.options[i]] for i in choice.real]
     return sum(entropy_of(np.array([p, 1.0 - p])) for p in real)
 
 
 def collapse_warnings(arch: Architecture) -> list[str]:
     """Return warnings where the found cell hardly computes anything: unconnected, or mostly nothing and copies."""
+    if any(choice.alike for choice in arch.space.choices):
+        return []
     if not arch.space.connected(arch.picks):
         return ["collapse: no path leads from the cell's input to its output, so the network sees no image"]
     # where any number of options may stay, an empty edge is a finding and no collapse

@@ -1,0 +1,331 @@
+"""PGNAS: one training of weights and drop rates together, then sampled sub-networks ranked on held-out examples.
+
+Reference: Zhou et al., "Posterior-Guided Neural Architecture Search", AAAI 2020. Each input channel of each layer has a
+gate; a layer's channels share one drop rate. Weights and rates are fitted on the same examples by the same descent:
+cross-entropy under relaxed gates, fresh for every example, plus the KL of `functional.bernoulli` over N. At the end
+hard masks are drawn, scored with the weights they inherit, and the best is kept.
+
+What is ours: candidates are ranked on the `architecture` split, which the training never saw, and the winner is scored
+again on `selection`, which did not choose it; drop rates are held against what the entropy alone would have made of
+them; N is the number of training examples and not ten times that; a prior that asks for deletion (`deletion`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bayesarch.config import Config
+from bayesarch.data import Batch, Split
+from bayesarch.engine import Clock, Info, Setting, batch_loss
+from bayesarch.errors import ConfigError
+from bayesarch.functional import Streams, bernoulli
+from bayesarch.posteriors import ChannelMasks
+from bayesarch.spaces import Architecture, Space
+
+__all__ = ["PGNAS", "PGNASConfig", "PGNASState"]
+
+
+class PGNASConfig(Config):
+    """Settings of PGNAS."""
+
+    drop: float = Field(default=0.1, gt=0, lt=1)
+    """Drop rate that every group starts from."""
+    tau: float = Field(default=0.2, gt=0)
+    """Temperature of the relaxed gates."""
+    kl_n: float | None = Field(default=None, gt=0)
+    """N of the objective; null: the number of training examples. Published: 5e5 on CIFAR, ten times the examples."""
+    l2: float | None = Field(default=None, ge=0)
+    """Squared prior length-scale; null: chosen so that kept weights decay as `weight_decay` says."""
+    weight_decay: float = Field(default=3e-4, ge=0)
+    """The decay of kept weights that `l2: null` aims at, as optimisers take it."""
+    c: float = Field(default=1.0, gt=0)
+    """Factor of the weight term: 1/2 in the derivation, 1 in the published code and its tables."""
+    lambda_d: float = Field(default=1.0, gt=0)
+    """Weight of the gates' entropy."""
+    deletion: float | None = Field(default=None, gt=0, lt=1)
+    """Prior probability that a channel is dropped; above 1/2 it asks for deletion. null: the published entropy."""
+    gate_lr: float = Field(default=1.0, gt=0)
+    """Learning rate of the drop logits, as a multiple of the weights'. Published: 1."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov momentum of the drop logits."""
+    candidates: int = Field(default=200, ge=1)
+    """Masks drawn and ranked when the epochs are over. Published: 1,500 to 10,000."""
+    controls: int = Field(default=50, ge=0)
+    """Random masks at the same expected number of weights, scored beside them."""
+    beyond: float = Field(default=0.25, gt=0)
+    """How far, in logits, a drop rate must lie from its drift curve for the data to have moved it."""
+
+
+@dataclass(frozen=True)
+class PGNASState:
+    """Beliefs: drop logits of the groups with their momentum, and what they would be without data."""
+
+    phi: Tensor
+    velocity: Tensor
+    idle: Tensor
+    """Drop logits that the entropy alone would have reached after the same steps."""
+    idle_velocity: Tensor
+    live: Tensor
+    right: Tensor
+    """Which examples of the ranking split each candidate has right, bool, shape (candidates, n); empty before."""
+    n: float
+    """N of the objective."""
+    l2: float
+    ranked: tuple[Any, ...] = ()
+    """[mask, accuracy, mean loss] of each candidate, in the order drawn."""
+    best: int = -1
+    """Which candidate was chosen."""
+    rows: tuple[Any, ...] = ()
+    """Controls: name, masks, accuracy on the ranking split and on the selection split."""
+    done: bool = False
+
+
+class PGNAS:
+    """Variational dropout over channels.
+
+    Args:
+        space: a space of channel masks.
+        config: settings.
+    """
+
+    name = "pgnas"
+    splits = ("weights",)
+    cite = "Zhou et al., Posterior-Guided Neural Architecture Search, AAAI 2020"
+    state_type = PGNASState
+
+    def __init__(self, space: Space, config: PGNASConfig | None = None) -> None:
+        self.space, self.config = space, config or PGNASConfig()
+        self._sizes = torch.tensor([len(choice.options) for choice in space.choices])
+
+    def init(self, setting: Setting, *, streams: Streams) -> PGNASState:
+        """Return equal drop rates.
+
+        Raises:
+            ConfigError: under hard limits, which masks are not drawn within.
+        """
+        if setting.limits:
+            raise ConfigError("pgnas draws masks freely and keeps no --max-macs, --max-params or --max-latency-ms yet")
+        config, n = self.config, float(self.config.kl_n or setting.n_examples["weights"])
+        start = math.log(config.drop / (1 - config.drop))
+        phi = torch.full((len(self.space.choices),), start, device=setting.device)
+        decays = bernoulli.length_scale(config.weight_decay, n, keep=1 - config.drop, c=config.c)
+        return PGNASState(
+            phi=phi,
+            velocity=torch.zeros_like(phi),
+            idle=phi.clone(),
+            idle_velocity=torch.zeros_like(phi),
+            live=torch.ones(self.space.n_options, dtype=torch.bool),
+            right=torch.zeros(0, 0, dtype=torch.bool, device=setting.device),
+            n=n,
+            l2=decays if config.l2 is None else config.l2,
+        )
+
+    def gates(self, state: PGNASState) -> Tensor:
+        """Return mean gates, or the hard gates of what was found, shape (1, 1, G)."""
+        if state.done:
+            return state.live.to(state.phi).view(1, 1, -1)
+        return torch.sigmoid(-self._channels(state.phi)).view(1, 1, -1)
+
+    def step(
+        self, state: PGNASState, net: Any, batches: Mapping[str, Batch], *, streams: Streams, clock: Clock
+    ) -> tuple[PGNASState, Info]:
+        """Return moved drop logits; leaves the weights' gradient of the same loss in the parameters."""
+        config, batch = self.config, batches["weights"]
+        net.noise = streams["noise"]
+        if state.done:  # closing epochs: only the weights of what was found
+            loss = batch_loss(net(batch.images, self.gates(state)), batch)
+            loss.backward()
+            return state, {"weights_loss": loss.detach()}
+        leaf = state.phi.detach().requires_grad_()
+        channels = self._channels(leaf)
+        gates = bernoulli.keep_gates(channels, (len(batch.labels),), tau=config.tau, generator=streams["gates"])
+        output = net(batch.images, gates.unsqueeze(1))
+        loss = batch_loss(output, batch)
+        kl = bernoulli.gate_kl(
+            channels,
+            net.channel_sqnorm(),
+            l2=state.l2,
+            c=config.c,
+            lambda_d=config.lambda_d,
+            u=config.deletion,
+        )
+        (loss + kl / state.n).backward()
+        assert leaf.grad is not None
+        lr = clock.weight_lr * config.gate_lr
+        phi, velocity = self._descend(state.phi, state.velocity, leaf.grad, lr)
+        idle, idle_velocity = self._descend(state.idle, state.idle_velocity, self._idle_gradient(state), lr)
+        right = (output.detach().argmax(1) == batch.labels).float().mean()
+        state = replace(state, phi=phi, velocity=velocity, idle=idle, idle_velocity=idle_velocity)
+        return state, {
+            "weights_loss": loss.detach(),
+            "weights_accuracy": right,
+            "kl": kl.detach() / state.n,
+        }
+
+    def round_steps(self, steps_per_pass: int) -> int:
+        """Return the steps between two boundaries: one epoch."""
+        return steps_per_pass
+
+    def boundary(
+        self, state: PGNASState, net: Any, data: Mapping[str, Split], *, streams: Streams, clock: Clock
+    ) -> tuple[PGNASState, Info]:
+        """Return the state as it is, or, when the search ends here, with its candidates ranked."""
+        if state.done:
+            return state, {}
+        posterior = self.posterior(state)
+        drop, idle = torch.sigmoid(state.phi), torch.sigmoid(state.idle)
+        info = {
+            "entropy": posterior.entropy(),
+            "drop_rate": float(drop.mean()),
+            "drop_rate_spread": float(drop.std(correction=0)),
+            "drift_rate": float(idle.mean()),
+            "beyond_drift": self._beyond(state),
+        }
+        if clock.last:
+            state = self._rank(state, net, data, seed=streams.seed)
+        return state, info
+
+    def finished(self, state: PGNASState) -> bool:
+        """Return whether candidates have been ranked and one chosen."""
+        return state.done
+
+    def conclude(self, state: PGNASState) -> PGNASState:
+        """Return the state with the chosen mask alone live; with the most probable one where none was ranked."""
+        if state.done:
+            return state
+        live = torch.zeros_like(state.live)
+        live[list(self.found(state).columns)] = True
+        return replace(state, live=live, done=True)
+
+    def examine(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, streams: Streams) -> PGNASState:
+        """Return the state as it is."""
+        return state
+
+    def posterior(self, state: PGNASState) -> ChannelMasks:
+        """Return the product of Bernoullis."""
+        return ChannelMasks(self.space, torch.sigmoid(-state.phi.double()).tolist())
+
+    def found(self, state: PGNASState) -> Architecture:
+        """Return the candidate that did best, the mode of the posterior where none was ranked."""
+        if state.best < 0:
+            return self.posterior(state).mode()
+        return Architecture.parse(state.ranked[state.best][0], self.space)
+
+    def summary(self, state: PGNASState) -> Info:
+        """Return candidates, controls, and how much of the drop rates the data decided."""
+        beyond, warnings = self._beyond(state), []
+        if beyond < 0.1:
+            warnings.append(
+                f"only {beyond:.0%} of the groups lie beyond their drift curve: learning rate times steps set the drop "
+                "rates, not the data. Train longer, raise method.gate_lr, or give more data"
+            )
+        return {
+            "l2": state.l2,
+            "n_objective": state.n,
+            "beyond_drift": beyond,
+            "drift_rates": torch.sigmoid(state.idle).tolist(),
+            "group_entropies": self.posterior(state).entropies(),
+            "candidates": [[accuracy, loss] for _, accuracy, loss in state.ranked],
+            "rows": [dict(row) for row in state.rows],
+            "warnings": warnings,
+        }
+
+    def _channels(self, groups: Tensor) -> Tensor:
+        """Return each channel's value, (S,) -> (G,)."""
+        return groups.repeat_interleave(self._sizes.to(groups.device))
+
+    def _descend(self, phi: Tensor, velocity: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """Return logits and momentum after one step of Nesterov's descent."""
+        velocity = self.config.momentum * velocity + grad
+        return phi - lr * (grad + self.config.momentum * velocity), velocity
+
+    def _idle_gradient(self, state: PGNASState) -> Tensor:
+        """Return the gradient of the entropy alone, what `functional.bernoulli.drift` follows, shape (S,)."""
+        pi, u = torch.sigmoid(state.idle), self.config.deletion
+        pull = 0.0 if u is None else math.log(u / (1 - u))
+        return self.config.lambda_d * self._sizes.to(pi.device) * pi * (1 - pi) * (state.idle - pull) / state.n
+
+    def _beyond(self, state: PGNASState) -> float:
+        """Return the share of groups further from their drift curve than `beyond`."""
+        return float(((state.phi - state.idle).abs() > self.config.beyond).float().mean())
+
+    def _rank(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, seed: int) -> PGNASState:
+        """Return the state with candidates and controls scored, and the best candidate chosen."""
+        posterior, split = self.posterior(state), data["architecture"]
+        masks = posterior.sample(self.config.candidates, seed=seed)
+        results = [_right(net, arch, split) for arch in masks]
+        right = torch.stack([correct for correct, _ in results])
+        accuracies = right.float().mean(1).tolist()
+        best = self._best(net, masks, accuracies)
+        ranked = [
+            [str(arch), accuracy, loss] for arch, accuracy, (_, loss) in zip(masks, accuracies, results, strict=True)
+        ]
+        rows = [_row("best candidate", net, masks[best : best + 1], data), _row("all candidates", net, masks, data)]
+        mode = posterior.mode()
+        rows.append(_row("mode", net, [mode], data) | {"dropped": self.space.n_options - len(mode.columns)})
+        whole = Architecture(self.space, tuple(tuple(range(len(c.options))) for c in self.space.choices))
+        rows.append(_row("whole network", net, [whole], data))
+        if self.config.controls:
+            # one rate for all channels that leaves as many weights in expectation
+            behind = net.weights_behind().double().cpu()
+            keep = float((behind * torch.from_numpy(posterior.marginals())).sum() / behind.sum())
+            blind = ChannelMasks(self.space, [keep] * len(self.space.choices))
+            rows.append(_row("random masks", net, blind.sample(self.config.controls, seed=seed + 1), data))
+        rows[0]["against_others"] = _paired(right, best)
+        return replace(state, ranked=tuple(ranked), best=best, right=right, rows=tuple(rows))
+
+    def _best(self, net: Any, masks: list[Architecture], accuracies: list[float]) -> int:
+        """Return the candidate of the highest accuracy; of equals the smallest, then the first."""
+        top = max(accuracies)
+        tied = [i for i, accuracy in enumerate(accuracies) if accuracy == top]
+        if len(tied) == 1:
+            return tied[0]
+        return min(tied, key=lambda i: (sum(p.numel() for p in net.inherit(masks[i]).parameters()), i))
+
+
+@torch.no_grad()
+def _right(net: Any, arch: Architecture, split: Split) -> tuple[Tensor, float]:
+    """Return which examples a mask has right, bool of shape (n,), and its mean loss; running statistics as trained."""
+    training, correct, loss = net.training, [], 0.0
+    net.eval()
+    gates = net.one_hot(arch)
+    for batch in split.in_order(256, None):
+        logits = net(batch.images, gates).float()
+        correct.append(logits.argmax(1) == batch.labels)
+        loss += float(batch_loss(logits, batch)) * len(batch.labels)
+    net.train(training)
+    right = torch.cat(correct)
+    return right, loss / len(right)
+
+
+def _row(name: str, net: Any, masks: list[Architecture], data: Mapping[str, Split]) -> dict[str, Any]:
+    """Return mean, standard deviation and extremes of masks' accuracies, and their mean number of weights kept."""
+    behind = net.weights_behind().double().cpu()
+    kept = [float(behind[list(arch.columns)].sum() / behind.sum()) for arch in masks]
+    row: dict[str, Any] = {"name": name, "masks": len(masks), "weights_kept": sum(kept) / len(kept)}
+    for split in ("architecture", "selection"):
+        scores = torch.stack([_right(net, arch, data[split])[0].double().mean() for arch in masks])
+        n = len(data[split].labels)
+        row[split] = {
+            "mean": float(scores.mean()),
+            "sd": float(scores.std()) if len(masks) > 1 else None,
+            "max": float(scores.max()),
+            "se": math.sqrt(float(scores.mean() * (1 - scores.mean())) / n),
+            "n": n,
+        }
+    return row
+
+
+def _paired(right: Tensor, best: int) -> dict[str, float]:
+    """Return how the best candidate stands against the others on the examples that chose it, by paired differences."""
+    others = torch.arange(len(right), device=right.device) != best
+    differences = right[best].double() - right[others].double()  # (C - 1, n)
+    mean = differences.mean(1)
+    se = differences.std(1) / math.sqrt(right.shape[1])
+    within = (mean <= 2 * se).float().mean() if len(mean) else torch.ones(())
+    return {"share_within_two_paired_standard_errors": float(within)}

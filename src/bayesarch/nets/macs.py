@@ -1,0 +1,32 @@
+"""MACs of a network, counted while one image goes through it."""
+
+import torch
+from torch import Tensor, nn
+
+from bayesarch.nets.skeletons import Shape
+
+__all__ = ["macs_by_parameter"]
+
+
+def macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
+    """Return the MACs of each convolution and linear layer for one image, by the identity of its weight."""
+    macs: dict[int, int] = {}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            macs[id(module.weight)] = macs.get(id(module.weight), 0) + output[0].numel() * module.in_features
+
+    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    training = net.training
+    try:
+        net.eval()
+        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            net(torch.zeros(1, *input_shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        net.train(training)
+    return macs
