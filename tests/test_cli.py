@@ -214,7 +214,8 @@ def test_public_names():
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
     assert set(ba.METHODS) == {
-        "bayesnas", "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "random"
+        "bayesnas", "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "pgnas",
+        "random",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ba.nothing

@@ -42,6 +42,9 @@ def search(
     space: Annotated[str | None, typer.Option(help="Search space [nb201]")] = None,
     method: Annotated[str | None, typer.Option(help="bpnas, drnas, darts, gdas, random, ... [bpnas]")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    module: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Search the channels of your own network, by pgnas")
+    ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(min=1, help="Search so often, own seeds and bootstraps: how often does what recur? [1]"),
@@ -70,14 +73,14 @@ def search(
         "max_params": in_full(max_params, "--max-params"),
         "max_latency_ms": max_latency_ms,
         "max_minutes": max_minutes,
-        "space": space,
-        "method": method,
+        "space": "module" if module is not None and space is None else space,
+        "method": "pgnas" if module is not None and method is None else method,
         "seed": seed,
         "repeats": repeats,
         "device": device,
         "limit": limit,
         "config": config,
-        "set": set_,
+        "set": [*(set_ or []), *([] if module is None else [f"space.path={module}"])] or None,
     }
     if dry_run:
         from bayesarch.terminal import plan_line

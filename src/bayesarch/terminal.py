@@ -235,7 +235,8 @@ def print_summary(run: Any) -> None:
     for warning in summary["warnings"]:
         console.print(f"warning   {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
     for name, value in (
-        ("cell", summary["cell"]),
+        ("cell", summary["cell"] if len(summary["cell"]) < 2000 and "rows" not in summary
+                 else f"{summary['digest']}, in {run.path}/architectures/found.json"),
         ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs, "
                  f"{times['latency_ms']:.2f} ms for one image"),
         ("accuracy", f"{summary['selection_accuracy']:.4f} on the selection split (n = {summary['selection_n']}), "
@@ -354,6 +355,18 @@ def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             ("metric", f"{summary['metric_value']:.4f} {summary['metric'].replace('_', ' ')}, selection split")
         )
+    for row in summary.get("rows", []):
+        spread = "" if row["selection"]["sd"] is None else f", sd {row['selection']['sd']:.4f}, n = {row['masks']}"
+        lines.append(
+            (
+                "masks",
+                f"{row['name']:<15} {row['weights_kept']:6.1%} of gated weights, {row['architecture']['mean']:.4f} "
+                f"ranking split, {row['selection']['mean']:.4f} selection split "
+                f"(se {row['selection']['se']:.4f}{spread})",
+            )
+        )
+    if "beyond_drift" in summary:
+        lines.append(("data", f"{summary['beyond_drift']:.0%} of the groups lie beyond their drift curve"))
     for name, row in summary.get("limits", {}).items():
         lines.append(("limit", f"{name} {row['found']:,.6g}, allowed {row['allowed']:,.6g}"))
     return lines

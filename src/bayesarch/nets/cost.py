@@ -87,7 +87,7 @@ def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) 
 
 @lru_cache(maxsize=1024)
 def _cut(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # not on the meta device, where a user's own code may not run
         whole = network_of(arch.space, sizes, input_shape, classes)
     return network_cost(slice_inputs(whole, kept_by(arch)), input_shape)
 

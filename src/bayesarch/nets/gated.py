@@ -196,8 +196,7 @@ def gated_supernet(
     with seeded(generator):
         net = network_of(space, sizes, input_shape, classes)
     closed = close_space(space, sizes, input_shape, classes)
-    with torch.device("meta"):
-        macs = sum(macs_by_parameter(network_of(space, sizes, input_shape, classes), input_shape).values())
+    macs = sum(macs_by_parameter(net, input_shape).values())
     return GatedSupernet(closed, net, input_shape=input_shape, classes=classes, sizes=sizes, macs=macs)
 
 
@@ -220,6 +219,6 @@ def supernet_from(
         SpaceError: if nothing in it can be gated.
     """
     net = copy.deepcopy(module)
-    macs = sum(macs_by_parameter(copy.deepcopy(module).to("meta"), input_shape).values())
+    macs = sum(macs_by_parameter(net, input_shape).values())
     space = channel_space(Space(name=name, choices=(), skeleton=name, sizes=Config), gate_groups(net))
     return GatedSupernet(space, net, input_shape=input_shape, classes=classes, sizes=sizes, macs=macs)

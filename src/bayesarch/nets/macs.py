@@ -22,9 +22,9 @@ def macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
     training = net.training
     try:
         net.eval()
-        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        like = next(net.parameters(), torch.zeros(()))
         with torch.no_grad():
-            net(torch.zeros(1, *input_shape, device=device))
+            net(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
     finally:
         for handle in handles:
             handle.remove()

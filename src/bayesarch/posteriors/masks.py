@@ -93,9 +93,9 @@ class ChannelMasks:
             yield self._architecture(mask), math.exp(start - cost)
             following = flips[-1] + 1
             if following < len(order):
-                more = float(costs[order[following]])
-                heapq.heappush(heap, (cost + more, (*flips, following)))
-                heapq.heappush(heap, (cost + more - float(costs[order[flips[-1]]]), (*flips[:-1], following)))
+                for larger in ((*flips, following), (*flips[:-1], following)):
+                    # an exactly rounded sum, so that sets of equal cost stay equal whatever their order
+                    heapq.heappush(heap, (math.fsum(costs[order[i]] for i in larger), larger))
 
     def credible_set(self, mass: float, *, limit: int = 1000) -> CredibleSet:
         """Return the smallest set that holds `mass`, up to `limit` members."""

@@ -26,6 +26,7 @@ def write_report(folder: RunFolder) -> None:
         "pruning": plots.pruning(metrics),
         "learning": plots.learning(metrics),
         "fired_by": content["summary"].get("fired_by"),
+        "masks": plots.candidates(content["summary"]) if "rows" in content["summary"] else None,
     }
     _write(folder, "run.html", content)
 

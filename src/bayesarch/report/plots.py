@@ -116,6 +116,28 @@ def pareto(record: Mapping[str, Any]) -> str:
     return _svg(figure)
 
 
+def candidates(summary: Mapping[str, Any]) -> str:
+    """Return a histogram of candidates with their controls, and each group's drop rate beside its drift curve."""
+    figure = Figure(figsize=(7.2, 3.1))
+    left, right = figure.subplots(1, 2)
+    left.hist([accuracy for accuracy, _ in summary["candidates"]], bins=20, color=ACCENT, alpha=0.7)
+    for row, style in zip(summary["rows"], ("-", "--", "-.", ":", (0, (1, 3))), strict=False):
+        left.axvline(row["architecture"]["mean"], color=WARM, linestyle=style, linewidth=1.2, label=row["name"])
+    left.set_xlabel("accuracy, ranking split", fontsize=9)
+    left.set_ylabel("candidates", fontsize=9)
+    left.legend(fontsize=6, frameon=False)
+    drops = [1 - edge["weights"][0] for edge in summary["edges"]]
+    right.plot(range(len(drops)), drops, "o", color=ACCENT, markersize=3.5, label="learned")
+    right.plot(range(len(drops)), summary["drift_rates"], "_", color=GREY, markersize=7, label="entropy alone")
+    right.set_xlabel("group of gates, in the network's order", fontsize=9)
+    right.set_ylabel("drop rate", fontsize=9)
+    right.legend(fontsize=7, frameon=False)
+    for axes in (left, right):
+        _quiet(axes)
+    figure.tight_layout()
+    return _svg(figure)
+
+
 def _frame(x: float, y: float) -> Any:
     from matplotlib.patches import Rectangle
 
