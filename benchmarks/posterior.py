@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("part", choices=("recurrence", "toy"))
     parser.add_argument("--data", default="digits")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--methods", default=",".join(ba.METHODS))
+    parser.add_argument("--methods", default=",".join(name for name, entry in ba.METHODS.items() if not entry.channels))
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--datasets", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=EPOCHS)

@@ -360,11 +360,22 @@ def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "masks",
-                f"{row['name']:<15} {row['weights_kept']:6.1%} of gated weights, {row['architecture']['mean']:.4f} "
+                f"{row['name']:<34} {row['params_kept']:6.1%} of the parameters, {row['architecture']['mean']:.4f} "
                 f"ranking split, {row['selection']['mean']:.4f} selection split "
                 f"(se {row['selection']['se']:.4f}{spread})",
             )
         )
+    for size in summary.get("sizes", []):
+        lines.append(
+            (
+                "posterior",
+                f"{_amount(size['mean'])} {size['what']} in a mask drawn, 90 % between {_amount(size['low'])} and "
+                f"{_amount(size['high'])}, whole network {_amount(size['whole'])}",
+            )
+        )
+    if "test" in summary:
+        test = summary["test"]
+        lines.append(("test", f"{test['accuracy']:.4f} on the test split (n = {test['n']}), {test['loss']:.4f} nats"))
     if "beyond_drift" in summary:
         lines.append(("data", f"{summary['beyond_drift']:.0%} of the groups lie beyond their drift curve"))
     for name, row in summary.get("limits", {}).items():

@@ -1,5 +1,6 @@
 """PGNAS: what a step does, that the data speak, that a search ends, repeats itself and resumes, and who is chosen."""
 
+import json
 import math
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bayesarch.data import SEARCH_SPLITS, Batch, DataConfig, as_examples, split, splits_on
-from bayesarch.engine import Clock, Engine, EngineConfig, Interrupted, Observer, Setting, pack
+from bayesarch.engine import Clock, Engine, EngineConfig, Interrupted, Observer, Setting, pack, recalibrate
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, bernoulli
-from bayesarch.methods.pgnas import PGNAS, PGNASConfig, _right
-from bayesarch.nets import supernet_from
+from bayesarch.methods.candidates import Scorer, matched
+from bayesarch.methods.pgnas import PGNAS, PGNASConfig
+from bayesarch.nets import kept_by, supernet_from
+from bayesarch.posteriors import ChannelMasks
 from bayesarch.spaces import Limits
 from bayesarch.testing import check_posterior
 
@@ -123,7 +126,7 @@ def test_the_best_candidate_is_chosen_on_the_ranking_split_and_scored_on_another
     best = method.found(state)
     assert accuracies[state.best] == max(accuracies)
     assert torch.equal(state.live, done.net.one_hot(best)[0, 0].bool())
-    again, loss = _right(done.net, best, done.data["architecture"])
+    again, loss = Scorer(done.net, done.data, None).right(best, "architecture")
     assert torch.equal(again, state.right[state.best])
     assert loss == pytest.approx(state.ranked[state.best][2])
     small = done.net.inherit(best).eval()
@@ -134,8 +137,8 @@ def test_the_best_candidate_is_chosen_on_the_ranking_split_and_scored_on_another
     assert rows["best candidate"]["architecture"]["mean"] == pytest.approx(max(accuracies))
     assert rows["all candidates"]["architecture"]["mean"] == pytest.approx(sum(accuracies) / 20)
     assert rows["best candidate"]["selection"]["n"] == len(done.data["selection"].labels)
-    assert rows["whole network"]["weights_kept"] == 1.0
-    assert rows["random masks"]["weights_kept"] == pytest.approx(rows["all candidates"]["weights_kept"], abs=0.12)
+    assert rows["whole network"]["params_kept"] == 1.0
+    assert rows["best candidate"]["params"] == sum(p.numel() for p in small.parameters())
 
 
 def test_of_equal_candidates_the_smallest_wins(tmp_path):
@@ -145,6 +148,82 @@ def test_of_equal_candidates_the_smallest_wins(tmp_path):
     assert len(set(sizes)) > 1
     assert made.method._best(made.net, masks, [0.5] * 6) == sizes.index(min(sizes))
     assert made.method._best(made.net, masks, [0.5, 0.6, 0.5, 0.5, 0.5, 0.5]) == 1
+    assert made.method._best(made.net, [masks[2]] * 3, [0.5] * 3) == 0, "of equals in all, the first"
+
+
+def test_random_masks_have_as_many_parameters_as_the_candidates(tmp_path):
+    made = engine(tmp_path)
+    rates = [0.95, 0.3, 0.6]
+    masks = ChannelMasks(made.net.space, rates).sample(400, seed=0)
+    params = np.mean([sum(p.numel() for p in made.net.inherit(a).parameters()) for a in masks])
+    blind = matched(made.net.space, made.net.costs, masks, seed=1).sample(400, seed=2)
+    assert np.mean([sum(p.numel() for p in made.net.inherit(a).parameters()) for a in blind]) == pytest.approx(
+        params, rel=0.03
+    )
+
+
+def test_recalibrated_norms_and_fine_tuning_are_rows_of_their_own(tmp_path):
+    made = engine(tmp_path)
+    made.config = made.config.model_copy(update={"closing_epochs": 2})
+    done = made.run()
+    rows = {row["name"]: row for row in done.state.rows}
+    steps = 2 * done.steps_per_epoch
+    assert {"best candidate", "best candidate, norms recalibrated"} < set(rows)
+    tuned = rows[f"best candidate, {steps} steps of fine-tuning"]
+    assert tuned["params"] == rows["best candidate"]["params"]
+    small = done.net.inherit(done.method.found(done.state)).eval()
+    split = done.data["selection"]
+    right = small(split.plain(torch.arange(len(split))).images).argmax(1) == split.labels
+    assert tuned["selection"]["mean"] == pytest.approx(float(right.double().mean()))
+
+
+def test_recalibration_is_for_one_mask_and_leaves_the_network_as_it_was():
+    torch.manual_seed(0)  # noqa: TID251 - initial weights of a test's own network
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
+                          nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))  # fmt: skip
+    net = supernet_from(plain, input_shape=(1, 4, 4), classes=2)
+    rng = np.random.default_rng(0)
+    examples = as_examples(rng.normal(size=(80, 1, 4, 4)).astype(np.float32), np.arange(80) % 2, layout="chw")
+    config = DataConfig(flip=False, crop=0)
+    data = splits_on(examples, split(examples, config), SEARCH_SPLITS, config=config, device=torch.device("cpu"))
+    arch = ChannelMasks(net.space, [0.5] * 3).sample(1, seed=3)[0]
+    before = {name: value.clone() for name, value in net.net.state_dict().items()}
+    told = Scorer(net, data, None, recalibrated=arch)
+    assert all(torch.equal(value, before[name]) for name, value in net.net.state_dict().items())
+    told.masked.mask(kept_by(arch))
+    recalibrate(net, net.one_hot(arch), data["weights"], batch_size=64)
+    net.eval()
+    images = data["selection"].plain(torch.arange(8)).images
+    assert torch.allclose(told.masked(images), net(images, net.one_hot(arch)), atol=1e-5)
+
+
+def test_a_ranking_broken_off_goes_on_where_it_was(tmp_path):
+    whole = engine(tmp_path / "a", candidates=9).run()
+    made = engine(tmp_path / "b", candidates=9)
+    steps, asked = 6 * made.steps_per_epoch, []
+
+    def stop() -> bool:
+        """Stop at the fourth candidate: asked after every step, and after every candidate."""
+        asked.append(1)
+        return len(asked) == steps + 4
+
+    made.observer.should_stop = stop
+    with pytest.raises(Interrupted):
+        made.run()
+    again = engine(tmp_path / "b", candidates=9).restore()
+    assert len(again.state.ranked) == 4
+    again.run()
+    (tensors, values), (others, other_values) = pack(whole.state), pack(again.state)
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert json.loads(json.dumps(values)) == json.loads(json.dumps(other_values))
+
+
+def test_scores_in_bf16_are_nearly_those_in_fp32(tmp_path):
+    exact, coarse = (engine(tmp_path / p, score_precision=p).run() for p in ("fp32", "bf16"))
+    a, b = (np.array([accuracy for _, accuracy, _ in e.state.ranked]) for e in (exact, coarse))
+    assert np.abs(a - b).max() <= 0.05
+    assert exact.state.rows[3]["name"] == "mode"
+    assert exact.state.rows[3] == coarse.state.rows[3], "what is reported of one network is always exact"
 
 
 @pytest.mark.parametrize("stop_at", [3, 25])

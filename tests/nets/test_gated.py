@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError, SpaceError
-from bayesarch.nets.gated import close_space, gate_groups, network_of, supernet_from
-from bayesarch.nets.slicing import PickChannels, producers
-from bayesarch.spaces import SHAKE_SHAKE, Architecture
+from bayesarch.nets.cost import network_cost
+from bayesarch.nets.gated import close_space, gate_groups, kept_by, network_of, supernet_from
+from bayesarch.nets.slicing import PickChannels
+from bayesarch.nets.tracing import Chain, producers
+from bayesarch.spaces import DENSENET121, ENAS_MICRO, RESNET50_MULTI, SHAKE_SHAKE, Architecture
 from bayesarch.spaces.shake_shake import ShakeShakeSizes
 from bayesarch.testing import check_space
 
@@ -58,6 +60,96 @@ def test_shake_shake_has_the_published_parameters(width: int, millions: float):
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
     # a scalar per convolution: the stem, two branches of two in twelve blocks, two paths of three shortcuts, the head
     assert len(gate_groups(net)) == 1 + 12 * 4 + 3 * 2 + 1
+
+
+def test_densenet_has_the_published_layers_groups_and_weights():
+    with torch.device("meta"):
+        net = network_of(DENSENET121, DENSENET121.sizes(), (3, 224, 224), 1000)
+    segments = net.segments()
+    assert len(segments) == 119
+    assert len(gate_groups(net)) == 638
+    assert sum(net.get_submodule(name).weight.numel() for name in segments) == 6_860_800
+    assert sum(p.numel() for p in net.parameters()) == 7_978_856, "torchvision's densenet121"
+    assert [g for g in gate_groups(net) if g.name.startswith("layers.2.conv1")] == [
+        ("layers.2.conv1/0", 64), ("layers.2.conv1/1", 32), ("layers.2.conv1/2", 32)
+    ]  # fmt: skip
+    for name, sizes in segments.items():
+        assert net.get_submodule(name).in_channels == sum(sizes)
+
+
+@pytest.mark.parametrize(("filters", "params"), [(36, 3_894_382), (72, 14_784_562)])
+def test_enas_micro_with_its_auxiliary_head_is_as_large_as_published(filters: int, params: int):
+    """The paper has 15.3 M for EI, head included; for E it repeats ENAS's own 4.6 M, where we count 4.4 M with head."""
+    with torch.device("meta"):
+        net = network_of(ENAS_MICRO, ENAS_MICRO.sizes(filters=filters), (3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == params
+    features = net.cells[12].outputs
+    auxiliary = 128 * features + 2 * 128 + 128 * 768 * 4 + 2 * 768 + 768 * 10 + 10
+    assert (params + auxiliary) / 1e6 == pytest.approx(15.3 if filters == 72 else 4.4, abs=0.08)
+    depthwise = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert not set(depthwise) & {group.name for group in gate_groups(net)}
+    # two stacked separable convolutions for each of the cells' separable operations: 6 in a normal cell, 6 in the other
+    assert len(depthwise) == 17 * 6 * 2
+
+
+def test_resnet_with_several_kernel_sizes_is_as_its_text_says():
+    with torch.device("meta"):
+        net = network_of(RESNET50_MULTI, RESNET50_MULTI.sizes(), (3, 224, 224), 1000)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(28.1, abs=0.05)
+    branches = [group for group in gate_groups(net) if "branches" in group.name]
+    assert len(branches) == 16 * 4
+    reach = {d * (b.kernel_size[0] - 1) + 1 for b in net.blocks[0].branches for d in b.dilation}
+    assert reach == {1, 3, 5, 9}
+
+
+SMALL_NETWORKS = [
+    (SHAKE_SHAKE, {"width": 4, "blocks": 2}),
+    (ENAS_MICRO, {"filters": 4, "layers": 3}),
+    (DENSENET121, {"growth": 4, "blocks": (2, 3), "small_images": True}),
+    (DENSENET121, {"growth": 4, "blocks": (2, 2)}),
+    (RESNET50_MULTI, {"width": 8, "blocks": (1, 2), "small_images": True}),
+]
+
+
+@pytest.mark.parametrize(("space", "sizes"), SMALL_NETWORKS, ids=lambda value: getattr(value, "name", ""))
+def test_networks_cut_masked_and_counted_agree(space, sizes):
+    """One mask, four ways: gates, cut weights, masked weights with folded norms, and costs by counting."""
+    torch.manual_seed(0)  # noqa: TID251 - initial weights of a test's own network
+    shape = (2, 16, 16)
+    net = supernet_from(network_of(space, space.sizes(**sizes), shape, 3).double(), input_shape=shape, classes=3)
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    net.train()
+    for _ in range(3):
+        net(images, torch.ones(1, 1, net.space.n_options, dtype=torch.float64))
+    net.eval()
+    masked, rng = net.masked(), random.Random(3)
+    for share in (0.1, 0.5, 0.9):
+        picks = tuple(tuple(i for i in range(len(c.options)) if rng.random() < share) for c in net.space.choices)
+        arch = Architecture(net.space, picks)
+        told = net(images, net.one_hot(arch))
+        small = net.inherit(arch)
+        assert torch.allclose(small(images), told, atol=1e-9)
+        masked.mask(kept_by(arch))
+        assert torch.allclose(masked(images), told.float(), atol=1e-5)
+        params, macs = net.costs.of(net.one_hot(arch)[0].bool().numpy())
+        cost = network_cost(small, shape)
+        assert (params[0], macs[0]) == (cost.params, cost.macs)
+
+
+def test_a_dropped_pointwise_input_takes_its_depthwise_filter_along():
+    net = supernet_from(
+        network_of(ENAS_MICRO, ENAS_MICRO.sizes(filters=4, layers=3), (2, 16, 16), 3),
+        input_shape=(2, 16, 16),
+        classes=3,
+    )
+    choices = [
+        tuple(range(len(c.options) - 1)) if c.name == "cells.0.operations.1.2" else tuple(range(len(c.options)))
+        for c in net.space.choices
+    ]
+    small = net.inherit(Architecture(net.space, tuple(choices)))
+    assert isinstance(small.cells[0].operations[1][1], PickChannels), "the input is shared, so it is picked from"
+    assert small.cells[0].operations[1][1].layer.groups == 3
+    assert small.cells[0].operations[1][2].in_channels == 3
 
 
 def test_the_shortcut_keeps_its_second_path_one_pixel_away():
@@ -147,7 +239,9 @@ def test_shake_shake_cut_equals_shake_shake_masked():
 
 
 def test_producers_are_found_through_norms_and_depthwise_convolutions():
-    assert producers(Separable()) == {"pointwise": ["stem", "norm", "depthwise"], "out": ["hidden"]}
+    assert producers(Separable()) == {
+        "pointwise": Chain(("stem", "norm", "depthwise"), True), "out": Chain(("hidden",), True)
+    }  # fmt: skip
     assert producers(Branching()) == {}
 
 

@@ -28,8 +28,10 @@ def test_a_search_of_a_networks_channels_ends_in_a_smaller_network(tmp_path):
     assert again.best == chosen
     assert len(run.summary["candidates"]) == 6
     assert {row["name"] for row in run.summary["rows"]} == {
-        "best candidate", "all candidates", "mode", "whole network", "random masks"
+        "best candidate", "best candidate, norms recalibrated", "all candidates", "mode", "whole network",
+        "random masks",
     }  # fmt: skip
+    assert run.summary["test"]["n"] == again.data["sizes"]["test"]
     config = again.config
     assert config["engine"]["weight_decay"] == 0.0
     assert config["data"]["fractions"] == [0.7, 0.1, 0.1, 0.1]

@@ -13,6 +13,7 @@ split's permutation and the place in it, running sums and the number of threads.
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -144,7 +145,7 @@ class Engine:
         lr, place.over = self._lr(), place.stage == "search" and (self._capped() or self._late())
         with autocast(self.device, self.config.precision):
             self.state, info = self.method.boundary(
-                self.state, self.net, self.data, streams=self.streams, clock=self._clock()
+                self.state, self.net, self.data, streams=self.streams, clock=replace(self._clock(), keep=self._keep)
             )
         changed = self._reconcile()
         if changed and self.config.recalibrate:
@@ -173,6 +174,21 @@ class Engine:
         place.records += 1
         self.observer.on_round(record)
         self.save()
+
+    def _keep(self, state: Any) -> None:
+        """Save part of a boundary's work when it is time to, and stop there if asked.
+
+        Raises:
+            Interrupted: when asked to stop; the place is saved.
+        """
+        self.state, stop = state, self.observer.should_stop()
+        self._tick()
+        if stop or time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
+            over, self.place.over = self.place.over, False  # the round is not finished and will be come back to
+            self.save()
+            self.place.over = over
+        if stop:
+            raise Interrupted
 
     def _step(self) -> None:
         place = self.place

@@ -41,6 +41,8 @@ class Clock:
         preview: gradients of the network's parameters, in their order -> by how much the weight step would move each;
             nothing is moved. For methods that look ahead.
         last: at a boundary, whether the search ends here, by its cap or because its time is over.
+        keep: at a boundary, takes a state with part of the boundary's work done; it is saved from time to time, and a
+            search that is broken off comes back to the boundary with it.
     """
 
     epoch: int
@@ -50,6 +52,7 @@ class Clock:
     weight_lr: float
     preview: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
     last: bool = False
+    keep: Callable[[Any], None] = lambda state: None
 
 
 @dataclass(frozen=True)

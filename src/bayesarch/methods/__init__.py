@@ -67,7 +67,8 @@ class Entry(NamedTuple):
     make: Callable[..., Any]
     config: type[Config]
     channels: bool = False
-    """Whether it decides on the channels of a network and not on the operations of a cell."""
+    """Whether it decides on the channels of a network and not on the operations of a cell. What it finds is then final:
+    the weights that were trained are the network's own, and the test split is read once, when all is decided."""
     defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """Settings of other sections that it starts from, where the user says nothing."""
 

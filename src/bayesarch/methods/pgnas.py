@@ -11,9 +11,9 @@ them; N is the number of training examples and not ten times that; a prior that 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting, batch_loss
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, bernoulli
+from bayesarch.methods.candidates import Scorer, credible_sizes, matched, paired, table
 from bayesarch.posteriors import ChannelMasks
 from bayesarch.spaces import Architecture, Space
 
@@ -56,7 +57,11 @@ class PGNASConfig(Config):
     candidates: int = Field(default=200, ge=1)
     """Masks drawn and ranked when the epochs are over. Published: 1,500 to 10,000."""
     controls: int = Field(default=50, ge=0)
-    """Random masks at the same expected number of weights, scored beside them."""
+    """Random masks at the same expected number of parameters, scored beside them."""
+    score_precision: Literal["fp32", "bf16"] = "fp32"
+    """How candidates are scored; bf16 takes half the time where the machine has it, and rounds coarsely."""
+    recalibrate: bool = True
+    """Whether the best candidate is also scored with its norms' statistics taken anew, as a row of its own."""
     beyond: float = Field(default=0.25, gt=0)
     """How far, in logits, a drop rate must lie from its drift curve for the data to have moved it."""
 
@@ -81,7 +86,11 @@ class PGNASState:
     best: int = -1
     """Which candidate was chosen."""
     rows: tuple[Any, ...] = ()
-    """Controls: name, masks, accuracy on the ranking split and on the selection split."""
+    """What was chosen, and controls: name, masks, size, accuracy on the ranking split and on the selection split."""
+    sizes: tuple[Any, ...] = ()
+    """Credible statements on parameters and MACs."""
+    tuned: int = 0
+    """Steps that the chosen network was trained on for."""
     done: bool = False
 
 
@@ -140,7 +149,7 @@ class PGNAS:
         if state.done:  # closing epochs: only the weights of what was found
             loss = batch_loss(net(batch.images, self.gates(state)), batch)
             loss.backward()
-            return state, {"weights_loss": loss.detach()}
+            return replace(state, tuned=state.tuned + 1), {"weights_loss": loss.detach()}
         leaf = state.phi.detach().requires_grad_()
         channels = self._channels(leaf)
         gates = bernoulli.keep_gates(channels, (len(batch.labels),), tau=config.tau, generator=streams["gates"])
@@ -187,7 +196,7 @@ class PGNAS:
             "beyond_drift": self._beyond(state),
         }
         if clock.last:
-            state = self._rank(state, net, data, seed=streams.seed)
+            state = self._rank(state, net, data, seed=streams.seed, keep=clock.keep)
         return state, info
 
     def finished(self, state: PGNASState) -> bool:
@@ -203,8 +212,12 @@ class PGNAS:
         return replace(state, live=live, done=True)
 
     def examine(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, streams: Streams) -> PGNASState:
-        """Return the state as it is."""
-        return state
+        """Return the state, with a row of its own for a network that was trained on after it had been chosen."""
+        if not state.tuned:
+            return state
+        score = Scorer(net, data, None)
+        row = score.row(f"best candidate, {state.tuned} steps of fine-tuning", [self.found(state)])
+        return replace(state, rows=(*state.rows, row))
 
     def posterior(self, state: PGNASState) -> ChannelMasks:
         """Return the product of Bernoullis."""
@@ -232,6 +245,7 @@ class PGNAS:
             "group_entropies": self.posterior(state).entropies(),
             "candidates": [[accuracy, loss] for _, accuracy, loss in state.ranked],
             "rows": [dict(row) for row in state.rows],
+            "sizes": [dict(size) for size in state.sizes],
             "warnings": warnings,
         }
 
@@ -254,78 +268,38 @@ class PGNAS:
         """Return the share of groups further from their drift curve than `beyond`."""
         return float(((state.phi - state.idle).abs() > self.config.beyond).float().mean())
 
-    def _rank(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, seed: int) -> PGNASState:
-        """Return the state with candidates and controls scored, and the best candidate chosen."""
-        posterior, split = self.posterior(state), data["architecture"]
-        masks = posterior.sample(self.config.candidates, seed=seed)
-        results = [_right(net, arch, split) for arch in masks]
-        right = torch.stack([correct for correct, _ in results])
-        accuracies = right.float().mean(1).tolist()
-        best = self._best(net, masks, accuracies)
-        ranked = [
-            [str(arch), accuracy, loss] for arch, accuracy, (_, loss) in zip(masks, accuracies, results, strict=True)
-        ]
-        rows = [_row("best candidate", net, masks[best : best + 1], data), _row("all candidates", net, masks, data)]
-        mode = posterior.mode()
-        rows.append(_row("mode", net, [mode], data) | {"dropped": self.space.n_options - len(mode.columns)})
-        whole = Architecture(self.space, tuple(tuple(range(len(c.options))) for c in self.space.choices))
-        rows.append(_row("whole network", net, [whole], data))
-        if self.config.controls:
-            # one rate for all channels that leaves as many weights in expectation
-            behind = net.weights_behind().double().cpu()
-            keep = float((behind * torch.from_numpy(posterior.marginals())).sum() / behind.sum())
-            blind = ChannelMasks(self.space, [keep] * len(self.space.choices))
-            rows.append(_row("random masks", net, blind.sample(self.config.controls, seed=seed + 1), data))
-        rows[0]["against_others"] = _paired(right, best)
-        return replace(state, ranked=tuple(ranked), best=best, right=right, rows=tuple(rows))
+    def _rank(
+        self, state: PGNASState, net: Any, data: Mapping[str, Split], *, seed: int, keep: Callable[[PGNASState], None]
+    ) -> PGNASState:
+        """Return the state with candidates and controls scored, and the best candidate chosen.
+
+        `keep` takes a state after every candidate; the ranking goes on from one that was kept.
+        """
+        config, posterior = self.config, self.posterior(state)
+        masks = posterior.sample(config.candidates, seed=seed)
+        score = Scorer(net, data, torch.bfloat16 if config.score_precision == "bf16" else None)
+        for arch in masks[len(state.ranked) :]:
+            right, loss = score.right(arch, "architecture")
+            known = state.right if state.ranked else right[:0].view(0, len(right))
+            entry = [str(arch), float(right.float().mean()), loss]
+            state = replace(state, ranked=(*state.ranked, entry), right=torch.cat([known, right[None]]))
+            keep(state)
+        best = self._best(net, masks, [accuracy for _, accuracy, _ in state.ranked])
+        exact = Scorer(net, data, None)
+        rows = [exact.row("best candidate", [masks[best]]) | {"against_others": paired(state.right, best)}]
+        if config.recalibrate:
+            again = Scorer(net, data, None, recalibrated=masks[best])
+            rows.append(again.row("best candidate, norms recalibrated", [masks[best]]))
+        rows.append(score.row("all candidates", masks, state.right))
+        mode, whole = posterior.mode(), tuple(tuple(range(len(c.options))) for c in self.space.choices)
+        rows.append(exact.row("mode", [mode]) | {"dropped": self.space.n_options - len(mode.columns)})
+        rows.append(exact.row("whole network", [Architecture(self.space, whole)]))
+        if config.controls:
+            blind = matched(self.space, net.costs, masks, seed=seed)
+            rows.append(score.row("random masks", blind.sample(config.controls, seed=seed + 1)))
+        return replace(state, best=best, rows=tuple(rows), sizes=credible_sizes(net.costs, posterior, seed=seed + 2))
 
     def _best(self, net: Any, masks: list[Architecture], accuracies: list[float]) -> int:
         """Return the candidate of the highest accuracy; of equals the smallest, then the first."""
-        top = max(accuracies)
-        tied = [i for i, accuracy in enumerate(accuracies) if accuracy == top]
-        if len(tied) == 1:
-            return tied[0]
-        return min(tied, key=lambda i: (sum(p.numel() for p in net.inherit(masks[i]).parameters()), i))
-
-
-@torch.no_grad()
-def _right(net: Any, arch: Architecture, split: Split) -> tuple[Tensor, float]:
-    """Return which examples a mask has right, bool of shape (n,), and its mean loss; running statistics as trained."""
-    training, correct, loss = net.training, [], 0.0
-    net.eval()
-    gates = net.one_hot(arch)
-    for batch in split.in_order(256, None):
-        logits = net(batch.images, gates).float()
-        correct.append(logits.argmax(1) == batch.labels)
-        loss += float(batch_loss(logits, batch)) * len(batch.labels)
-    net.train(training)
-    right = torch.cat(correct)
-    return right, loss / len(right)
-
-
-def _row(name: str, net: Any, masks: list[Architecture], data: Mapping[str, Split]) -> dict[str, Any]:
-    """Return mean, standard deviation and extremes of masks' accuracies, and their mean number of weights kept."""
-    behind = net.weights_behind().double().cpu()
-    kept = [float(behind[list(arch.columns)].sum() / behind.sum()) for arch in masks]
-    row: dict[str, Any] = {"name": name, "masks": len(masks), "weights_kept": sum(kept) / len(kept)}
-    for split in ("architecture", "selection"):
-        scores = torch.stack([_right(net, arch, data[split])[0].double().mean() for arch in masks])
-        n = len(data[split].labels)
-        row[split] = {
-            "mean": float(scores.mean()),
-            "sd": float(scores.std()) if len(masks) > 1 else None,
-            "max": float(scores.max()),
-            "se": math.sqrt(float(scores.mean() * (1 - scores.mean())) / n),
-            "n": n,
-        }
-    return row
-
-
-def _paired(right: Tensor, best: int) -> dict[str, float]:
-    """Return how the best candidate stands against the others on the examples that chose it, by paired differences."""
-    others = torch.arange(len(right), device=right.device) != best
-    differences = right[best].double() - right[others].double()  # (C - 1, n)
-    mean = differences.mean(1)
-    se = differences.std(1) / math.sqrt(right.shape[1])
-    within = (mean <= 2 * se).float().mean() if len(mean) else torch.ones(())
-    return {"share_within_two_paired_standard_errors": float(within)}
+        params, _ = net.costs.of(table(masks))
+        return max(range(len(masks)), key=lambda i: (accuracies[i], -int(params[i]), -i))

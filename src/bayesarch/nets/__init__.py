@@ -17,7 +17,10 @@ from bayesarch.nets.families import SKELETONS as SKELETONS
 from bayesarch.nets.families import Skeleton as Skeleton
 from bayesarch.nets.gated import GatedSupernet as GatedSupernet
 from bayesarch.nets.gated import close_space as close_space
+from bayesarch.nets.gated import kept_by as kept_by
 from bayesarch.nets.gated import supernet_from as supernet_from
+from bayesarch.nets.masking import MaskCosts as MaskCosts
+from bayesarch.nets.masking import MaskedNetwork as MaskedNetwork
 from bayesarch.nets.operations import OPERATIONS as OPERATIONS
 from bayesarch.nets.plain import PlainNetwork as PlainNetwork
 from bayesarch.nets.plain import build as build
@@ -29,6 +32,8 @@ __all__ = [
     "SKELETONS",
     "Cost",
     "GatedSupernet",
+    "MaskCosts",
+    "MaskedNetwork",
     "PathDrop",
     "PlainNetwork",
     "Skeleton",
@@ -37,6 +42,7 @@ __all__ = [
     "build",
     "close_space",
     "cost_limits",
+    "kept_by",
     "latency_ms",
     "network_cost",
     "node_order",

@@ -16,16 +16,26 @@ from torch import Tensor, nn
 from bayesarch.config import Config
 from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
-from bayesarch.nets.macs import macs_by_parameter
+from bayesarch.nets.densenet import densenet
+from bayesarch.nets.enas import enas_micro
+from bayesarch.nets.masking import MaskCosts, MaskedNetwork
 from bayesarch.nets.module import own_module
+from bayesarch.nets.resnet_multi import resnet_multi
 from bayesarch.nets.shake import shake_shake
 from bayesarch.nets.skeletons import Shape
-from bayesarch.nets.slicing import gateable, slice_inputs
+from bayesarch.nets.slicing import slice_inputs
+from bayesarch.nets.tracing import producers, segments_of
 from bayesarch.spaces import Architecture, GateGroup, Space, channel_space
 
 __all__ = ["NETWORKS", "GatedSupernet", "close_space", "gate_groups", "kept_by", "network_of", "supernet_from"]
 
-NETWORKS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {"shake-shake": shake_shake, "module": own_module}
+NETWORKS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+    "shake-shake": shake_shake,
+    "enas-micro": enas_micro,
+    "densenet121": densenet,
+    "resnet50-multi": resnet_multi,
+    "module": own_module,
+}
 """Plain networks that channel spaces gate, by the name of their skeleton: (sizes, input shape, classes) -> network."""
 
 
@@ -35,8 +45,12 @@ def network_of(space: Space, sizes: Any, input_shape: Shape, classes: int) -> nn
 
 
 def gate_groups(net: nn.Module) -> tuple[GateGroup, ...]:
-    """Return the groups of gates of a network: one per convolution and linear layer, in the network's order."""
-    return tuple(GateGroup(name, layer.weight.shape[1]) for name, layer in gateable(net).items())
+    """Return the groups of gates of a network, in its order: one per gated layer and source of its input."""
+    groups = []
+    for name, sizes in segments_of(net).items():
+        names = [name] if len(sizes) == 1 else [f"{name}/{i}" for i in range(len(sizes))]
+        groups += [GateGroup(*pair) for pair in zip(names, sizes, strict=True)]
+    return tuple(groups)
 
 
 @lru_cache(maxsize=32)
@@ -74,20 +88,19 @@ class GatedSupernet(nn.Module):
         input_shape: (channels, height, width) of an image.
         classes: number of classes.
         sizes: its sizes, for records.
-        macs: MACs of the whole network for one image.
     """
 
-    def __init__(
-        self, space: Space, net: nn.Module, *, input_shape: Shape, classes: int, sizes: Any = None, macs: int = 0
-    ) -> None:
+    def __init__(self, space: Space, net: nn.Module, *, input_shape: Shape, classes: int, sizes: Any = None) -> None:
         super().__init__()
         self.space, self.input_shape, self.classes, self.sizes = space, input_shape, classes, sizes
         self._bare = (copy.deepcopy(net).to("meta"),)  # in a tuple, so that it is no submodule
+        self._chains, self.costs = producers(net), MaskCosts(net, input_shape)
+        self.full_macs = self.costs.macs
         self.net = net
         self.live = torch.ones(space.n_options, dtype=torch.bool)
         self.occupancy = torch.ones(1, space.n_options, dtype=torch.bool)
         self.n_copies, self.partial = 1, 1
-        self.images_seen, self.macs_spent, self.full_macs = 0, 0, macs
+        self.images_seen, self.macs_spent = 0, 0
         self.noise: torch.Generator | None = None
         """Stream for what the network itself draws while training (dropout, shaking); None: torch's global one."""
         self._gates: dict[str, Tensor] = {}
@@ -146,11 +159,6 @@ class GatedSupernet(nn.Module):
             parts.append(weight.float().square().sum([d for d in range(weight.ndim) if d != 1]))
         return torch.cat(parts)
 
-    def weights_behind(self) -> Tensor:
-        """Return how many weights stand behind each gate, shape (G,)."""
-        weights = [layer.weight for name, layer in gateable(self.net).items() if name in self._spans]
-        return torch.cat([torch.full((weight.shape[1],), weight[:, 0].numel()) for weight in weights])
-
     def resize(self, partial: int, *, generator: torch.Generator) -> dict[str, Any]:
         """Refuse partial channels.
 
@@ -174,12 +182,18 @@ class GatedSupernet(nn.Module):
 
     def inherit(self, arch: Architecture) -> nn.Module:
         """Return the network cut to the channels of `arch`, with this one's weights: the output of its hard gates."""
-        state = self.net.state_dict()
-        bare = copy.deepcopy(self._bare[0]).to_empty(device=next(self.net.parameters()).device)
-        bare.load_state_dict(state)
-        bare = bare.to(next(self.net.parameters()).dtype)
-        bare.train(self.training)
-        return slice_inputs(bare, kept_by(arch))
+        return slice_inputs(self._copy(), kept_by(arch), self._chains)
+
+    def _copy(self) -> nn.Module:
+        """Return the network as it is, without hooks."""
+        like = next(self.net.parameters())
+        bare: nn.Module = copy.deepcopy(self._bare[0]).to_empty(device=like.device)
+        bare.load_state_dict(self.net.state_dict())
+        return bare.to(like.dtype).train(self.training)
+
+    def masked(self, dtype: torch.dtype | None = None) -> MaskedNetwork:
+        """Return a copy with its norms folded, to score many masks with: the same output as hard gates in eval mode."""
+        return MaskedNetwork(self._copy(), dtype=dtype)
 
     def one_hot(self, arch: Architecture) -> Tensor:
         """Return gates of shape (1, 1, G) that are 1 on the channels kept and 0 elsewhere."""
@@ -196,8 +210,7 @@ def gated_supernet(
     with seeded(generator):
         net = network_of(space, sizes, input_shape, classes)
     closed = close_space(space, sizes, input_shape, classes)
-    macs = sum(macs_by_parameter(net, input_shape).values())
-    return GatedSupernet(closed, net, input_shape=input_shape, classes=classes, sizes=sizes, macs=macs)
+    return GatedSupernet(closed, net, input_shape=input_shape, classes=classes, sizes=sizes)
 
 
 def supernet_from(
@@ -219,6 +232,5 @@ def supernet_from(
         SpaceError: if nothing in it can be gated.
     """
     net = copy.deepcopy(module)
-    macs = sum(macs_by_parameter(net, input_shape).values())
     space = channel_space(Space(name=name, choices=(), skeleton=name, sizes=Config), gate_groups(net))
-    return GatedSupernet(space, net, input_shape=input_shape, classes=classes, sizes=sizes, macs=macs)
+    return GatedSupernet(space, net, input_shape=input_shape, classes=classes, sizes=sizes)

@@ -2,27 +2,18 @@
 
 A convolution whose input channels are dropped loses those slices of its weight. Where these channels come straight
 from one other layer, through norms, activations, poolings and depthwise convolutions that only it reads, that layer's
-filters and norms go as well; otherwise the kept channels are picked from the shared tensor.
+filters and norms go as well; otherwise the kept channels are picked from the shared tensor, in front of whatever norms
+and depthwise convolutions the layer has for itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-__all__ = ["PickChannels", "gateable", "producers", "slice_inputs"]
+from bayesarch.nets.tracing import Chain, is_depthwise, producers
 
-CHANNELWISE = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Hardswish, nn.Identity,
-    nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-"""Modules that treat every channel by itself."""
-CHANNELWISE_FUNCTIONS = {
-    torch.relu, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, F.hardswish, F.dropout, F.dropout2d, F.max_pool2d,
-    F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
-}  # fmt: skip
-"""Functions that do."""
+__all__ = ["PickChannels", "bare", "slice_inputs"]
 
 
 class PickChannels(nn.Module):
@@ -46,63 +37,8 @@ class PickChannels(nn.Module):
         return out
 
 
-def gateable(net: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return the layers whose input channels can be gated, by name: convolutions of one group, and linear layers."""
-    return {
-        name: module
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-    }
-
-
-def producers(net: nn.Module) -> dict[str, list[str]]:
-    """Return, per gated layer that alone reads another layer's output, what lies between: producer first.
-
-    [producer, norm or depthwise convolution, ...], names of modules that have channels. Empty where the network's
-    code cannot be traced; then only weights of the gated layers themselves are cut.
-    """
-    try:
-        graph = fx.Tracer().trace(net)
-    except Exception:
-        return {}
-    layers, calls = gateable(net), [node.target for node in graph.nodes if node.op == "call_module"]
-    once = {str(target) for target in calls if calls.count(target) == 1}
-    chains = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target in layers and node.target in once:
-            chain = _chain(dict(net.named_modules()), node, layers, once)
-            if chain:
-                chains[str(node.target)] = chain
-    return chains
-
-
-def _chain(modules: dict[str, nn.Module], node: fx.Node, layers: Mapping[str, nn.Module], once: set[str]) -> list[str]:
-    """Return what lies between a layer and its producer, the producer first; empty where the channels are shared."""
-    chain: list[str] = []
-    before = node.args[0]
-    while isinstance(before, fx.Node) and len(before.users) == 1:
-        name = str(before.target)
-        if before.op == "call_module" and name in once:
-            module = modules[name]
-            if name in layers:
-                alike = isinstance(module, nn.Linear) == isinstance(layers[str(node.target)], nn.Linear)
-                return [name, *chain] if alike else []
-            if not (_is_depthwise(module) or isinstance(module, CHANNELWISE)):
-                return []
-            if _is_depthwise(module) or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                chain.insert(0, name)
-        elif not (before.op == "call_function" and before.target in CHANNELWISE_FUNCTIONS):
-            return []
-        before = before.args[0] if before.args else None
-    return []
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
-
-
 @torch.no_grad()
-def slice_inputs(net: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
+def slice_inputs(net: nn.Module, kept: Mapping[str, Tensor], chains: Mapping[str, Chain] | None = None) -> nn.Module:
     """Cut a network down to the channels kept, in place, and return it; its output is that of masked inputs.
 
     A layer that keeps no channel keeps its first with weights of zero: it then gives its bias and nothing else.
@@ -110,8 +46,9 @@ def slice_inputs(net: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
     Args:
         net: a plain network; nothing but its layers is changed.
         kept: for layers of `gateable(net)`, which input channels are kept, bool, shape (C,).
+        chains: `producers(net)`, where they are known already.
     """
-    chains = producers(net)
+    chains = producers(net) if chains is None else chains
     for name, mask in kept.items():
         if bool(mask.all()):
             continue
@@ -127,27 +64,36 @@ def slice_inputs(net: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
             layer.in_features = len(index)
         else:
             layer.in_channels = len(index)
-        if name in chains:
-            _cut_outputs(net, chains[name], index)
-        else:
-            parent, _, last = name.rpartition(".")
-            setattr(net.get_submodule(parent), last, PickChannels(layer, index))
+        chain = chains.get(name, Chain((), False))
+        _cut_outputs(net, chain.modules, index)
+        if not chain.produced:
+            _pick(net, chain.modules[0] if chain.modules else name, index)
     return net
 
 
-def _cut_outputs(net: nn.Module, chain: list[str], index: Tensor) -> None:
-    """Keep only the outputs `index` of a producer and of the norms and depthwise convolutions behind it."""
-    for name in chain:
-        module = net.get_submodule(name)
-        if isinstance(module, PickChannels):
-            module = module.layer
+def _pick(net: nn.Module, name: str, index: Tensor) -> None:
+    """Have the module of that name read only some channels."""
+    parent, _, last = name.rpartition(".")
+    owner = net.get_submodule(parent)
+    setattr(owner, last, PickChannels(getattr(owner, last), index))
+
+
+def _cut_outputs(net: nn.Module, names: Sequence[str], index: Tensor) -> None:
+    """Keep only the outputs `index` of a layer, and of the norms and depthwise convolutions behind it."""
+    for name in names:
+        module = bare(net.get_submodule(name))
         for key in ("weight", "bias", "running_mean", "running_var"):
             value = getattr(module, key, None)
             if value is not None:
                 cut = value[index].contiguous()
                 setattr(module, key, nn.Parameter(cut) if isinstance(value, nn.Parameter) else cut)
-        if _is_depthwise(module):
+        if is_depthwise(module):
             module.__dict__.update(groups=len(index), in_channels=len(index))
         for key in ("num_features", "out_features", "out_channels"):
             if hasattr(module, key):
                 setattr(module, key, len(index))
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the layer itself, without what picks its channels."""
+    return module.layer if isinstance(module, PickChannels) else module

@@ -9,10 +9,13 @@ from bayesarch.spaces.bayesnas_cell import BAYESNAS_CELL as BAYESNAS_CELL
 from bayesarch.spaces.channels import GateGroup as GateGroup
 from bayesarch.spaces.channels import channel_space as channel_space
 from bayesarch.spaces.darts import DARTS as DARTS
+from bayesarch.spaces.densenet import DENSENET121 as DENSENET121
+from bayesarch.spaces.enas_micro import ENAS_MICRO as ENAS_MICRO
 from bayesarch.spaces.limits import NO_LIMITS as NO_LIMITS
 from bayesarch.spaces.limits import Limits as Limits
 from bayesarch.spaces.module import MODULE as MODULE
 from bayesarch.spaces.nb201 import NB201 as NB201
+from bayesarch.spaces.resnet_multi import RESNET50_MULTI as RESNET50_MULTI
 from bayesarch.spaces.shake_shake import SHAKE_SHAKE as SHAKE_SHAKE
 from bayesarch.spaces.space import Choice as Choice
 from bayesarch.spaces.space import Picks as Picks
@@ -25,9 +28,12 @@ from bayesarch.spaces.tree_cell import tree_cell as tree_cell
 __all__ = [
     "BAYESNAS_CELL",
     "DARTS",
+    "DENSENET121",
+    "ENAS_MICRO",
     "MODULE",
     "NB201",
     "NO_LIMITS",
+    "RESNET50_MULTI",
     "SHAKE_SHAKE",
     "SPACES",
     "TOY",
@@ -50,6 +56,9 @@ SPACES: dict[str, Space] = {
     "tree-cell": TREE_CELL,
     "tree-cell-18": TREE_CELL_18,
     "shake-shake": SHAKE_SHAKE,
+    "enas-micro": ENAS_MICRO,
+    "densenet121": DENSENET121,
+    "resnet50-multi": RESNET50_MULTI,
     "module": MODULE,
     "toy": TOY,
 }

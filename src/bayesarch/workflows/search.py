@@ -12,9 +12,10 @@ from typing import Any
 import safetensors.torch
 
 from bayesarch.benchmarks import read_table
-from bayesarch.data import Examples
-from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, found_by
+from bayesarch.data import Examples, splits_on
+from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, found_by, score
 from bayesarch.errors import BayesarchError, ConfigError, RunError
+from bayesarch.methods import METHODS
 from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
 from bayesarch.runs import RunFolder, write_atomically
@@ -222,12 +223,21 @@ def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> N
         "seconds": engine.place.seconds,
         "latency_ms": latency,
     }
+    if METHODS[job.settings.method.name].channels:  # nothing is trained any more: this is the network
+        test = final_score(job, net)
+        summary["test"] = {"accuracy": test.accuracy, "loss": test.loss, "n": test.n}
     summary["limits"], missed = kept_limits(job.settings.limits, summary, latency)
     summary["warnings"] += missed
     folder.write_json("summary.json", summary)
     write_report(folder)
     folder.write_status(state="finished", stage="done", steps=engine.place.steps)
     folder.log([f"{_now()} finished: {arch}"])
+
+
+def final_score(job: Job, net: Any) -> Score:
+    """Return the score of a plain network on the test split."""
+    test = splits_on(job.examples, job.partition, ("test",), config=job.settings.data, device=job.device)["test"]
+    return score(net, test, batch_size=4 * job.settings.engine.batch_size)
 
 
 def _free_name(job: Job, data: Any) -> Path:
