@@ -23,7 +23,7 @@ from bayesarch.engine.device import Precision, autocast
 from bayesarch.engine.place import Interrupted, Observer
 from bayesarch.engine.score import Score, score
 from bayesarch.engine.weights import Weights
-from bayesarch.errors import CheckpointError, NumericalError
+from bayesarch.errors import CheckpointError, ConfigError, NumericalError
 from bayesarch.functional import Streams, cosine, seeded
 from bayesarch.nets import PathDrop, PlainNetwork
 
@@ -125,11 +125,14 @@ class Trainer:
         streams: the run's random streams.
         checkpoint: file that the place is saved to.
         observer: who is told.
+
+    Raises:
+        ConfigError: if an auxiliary head or dropped paths are asked of a network that has no cells.
     """
 
     def __init__(
         self,
-        net: PlainNetwork,
+        net: nn.Module,
         *,
         classes: int,
         training: Split,
@@ -143,7 +146,12 @@ class Trainer:
         self.streams, self.checkpoint, self.observer = streams, checkpoint, observer or Observer()
         self.device, self.place = streams.device, TrainingPlace()
         self.whole = nn.ModuleDict({"net": net})
-        self._tap = 2 * len(net.layers) // 3
+        self._layered = net if isinstance(net, PlainNetwork) else None
+        if self._layered is None and (config.auxiliary > 0 or config.drop_path > 0):
+            raise ConfigError(
+                f"train.auxiliary and train.drop_path are for networks of cells, and this is a {type(net).__name__}; "
+                "set both to 0"
+            )
         if config.auxiliary > 0:
             self.whole["auxiliary"] = self._auxiliary(classes)
         self.weights = Weights(
@@ -164,10 +172,12 @@ class Trainer:
 
     def _auxiliary(self, classes: int) -> nn.Module:
         """Return an auxiliary head that fits the layer at two thirds."""
+        assert self._layered is not None
         was = self.net.training
         self.net.eval()
         with torch.no_grad():
-            seen = self.net.outputs(next(iter(self.training.in_order(2, 1))).images)[self._tap]
+            outputs = self._layered.outputs(next(iter(self.training.in_order(2, 1))).images)
+            seen = outputs[2 * len(outputs) // 3]
         self.net.train(was)
         with seeded(self.streams["init/auxiliary"]):
             return _Auxiliary(seen.shape[1], classes).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,7 +199,8 @@ class Trainer:
         place, config = self.place, self.config
         self.whole.train()
         share = config.drop_path * place.epoch / config.epochs
-        self.net.drop_paths(PathDrop(share, generator=self.streams["drop"]) if share > 0 else None)
+        if self._layered is not None:
+            self._layered.drop_paths(PathDrop(share, generator=self.streams["drop"]) if share > 0 else None)
         running: Tensor | float = place.loss
         while place.step < self.steps_per_epoch:
             running = running + self._step(self.feeder.next())
@@ -223,11 +234,7 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         self.weights.zero()
         with autocast(self.device, self.config.precision):
-            outputs = self.net.outputs(batch.images)
-            loss = self._loss(self.net.head(outputs[-1]), batch)
-            total = loss
-            if "auxiliary" in self.whole:
-                total = loss + self.config.auxiliary * self._loss(self.whole["auxiliary"](outputs[self._tap]), batch)
+            total, loss = self._losses(batch)
         total.backward()
         self.weights.step(self._lr())
         if self.config.ema is not None:
@@ -236,6 +243,19 @@ class Trainer:
                     mine = self.average[name]
                     mine.lerp_(value, 1 - self.config.ema) if mine.is_floating_point() else mine.copy_(value)
         return loss.detach().float()
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what is to fall, and the part of it that is the network's own loss."""
+        if self._layered is None:  # what such a network draws (dropout, shaking) comes from the run's streams too
+            with seeded(self.streams["noise"]):
+                loss = self._loss(self.net(batch.images), batch)
+            return loss, loss
+        outputs = self._layered.outputs(batch.images)
+        loss = self._loss(self._layered.head(outputs[-1]), batch)
+        if "auxiliary" not in self.whole:
+            return loss, loss
+        second = self._loss(self.whole["auxiliary"](outputs[2 * len(outputs) // 3]), batch)
+        return loss + self.config.auxiliary * second, loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         each = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.config.label_smoothing)

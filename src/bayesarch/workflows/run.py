@@ -11,7 +11,7 @@ from bayesarch.runs import RunFolder
 from bayesarch.spaces import SPACES, Architecture, Space
 
 if TYPE_CHECKING:
-    from bayesarch.nets import PlainNetwork
+    from torch import nn
 
 __all__ = ["Run", "open_run"]
 
@@ -111,12 +111,12 @@ class Run:
     def architecture(self) -> Architecture:
         """The architecture that was found, or that is trained."""
         if self.is_training:
-            return Architecture.parse(self.config["architecture"], self._space)
+            return Architecture.parse(self.config["architecture"], self._closed)
         if self.folder.has("architectures/found.json"):
             return Architecture.parse(self.folder.read_json("architectures/found.json"), self._closed)
         return self.posterior.mode()
 
-    def network(self) -> "PlainNetwork":
+    def network(self) -> "nn.Module":
         """Return the network as a plain module, in eval mode: trained, or with weights inherited from the search."""
         import safetensors.torch
 

@@ -20,13 +20,14 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
+from torch import nn
 
 from bayesarch.config import Config, check, raise_all
 from bayesarch.data import DataConfig, Examples, Partition, load, split, splits_on
 from bayesarch.engine import Interrupted, Observer, TrainConfig, Trainer, resolve_device
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams
-from bayesarch.nets import PlainNetwork, architecture_cost, build
+from bayesarch.nets import architecture_cost, build
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import Architecture, Space
 from bayesarch.spaces.architecture import is_notation
@@ -148,8 +149,7 @@ def continue_training(
         RunError: if the data are no longer the same.
     """
     record = merge(run.config, {} if device is None else {"device": device})
-    arch = Architecture.parse(record["architecture"])
-    job = _Job(_settle(record, arch, record.get("inherit")), data)
+    job = _Job(_settle(record, run.architecture, record.get("inherit")), data)
     if run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(f"the data of {run.path} have changed since the training began; start a new one")
     return _go(job, run.folder, listener or TrainingListener(), fresh=False)
@@ -220,7 +220,7 @@ class _Job:
         """Return data.json's record."""
         return data_record(self.examples, self.partition)
 
-    def network(self, streams: Streams) -> PlainNetwork:
+    def network(self, streams: Streams) -> nn.Module:
         """Return the network at its start, on the device."""
         settings = self.settings
         if settings.inherit is not None:
