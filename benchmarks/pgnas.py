@@ -40,14 +40,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "set": {"engine.epochs": 30, "data.crop": 4, "data.flip": True},
     },
 }
-ROWS = (
-    "best candidate",
-    "best candidate, norms recalibrated",
-    "all candidates",
-    "random masks",
-    "mode",
-    "whole network",
-)
+KEPT = ("name", "masks", "params_kept", "architecture", "selection")
 
 
 def data_of(name: str, work: Path) -> Any:
