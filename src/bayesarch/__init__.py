@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bayesarch.errors import BayesarchError as BayesarchError
     from bayesarch.methods import METHODS as METHODS
     from bayesarch.nets import build as build
+    from bayesarch.nets import supernet_from as supernet_from
     from bayesarch.spaces import SPACES as SPACES
     from bayesarch.spaces import Architecture as Architecture
     from bayesarch.spaces import Choice as Choice
@@ -42,6 +43,7 @@ _HOMES = {
     "resume": ("bayesarch.workflows.search", "resume"),
     "search": ("bayesarch.workflows.search", "search"),
     "SPACES": ("bayesarch.spaces", "SPACES"),
+    "supernet_from": ("bayesarch.nets", "supernet_from"),
     "train": ("bayesarch.workflows.train", "train"),
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "open_run",
     "resume",
     "search",
+    "supernet_from",
     "train",
 ]
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.distributions import Dirichlet, kl_divergence
 
-from bayesarch.functional import Simplices, concentration, cosine, dirichlet_rsample, kl_to_uniform, linear
+from bayesarch.functional import (
+    Simplices,
+    concentration,
+    cosine,
+    dirichlet_rsample,
+    falling_steps,
+    kl_to_uniform,
+    linear,
+    warm_restarts,
+)
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, log_prior, prune_order, relative_delta
 
 
@@ -149,6 +158,18 @@ def test_pruning_moves_the_joint_by_c_minus_its_implied_cost():
     assert rise == pytest.approx(c - implied_cost(before, after, n))
     assert log_prior([0, 3], c) == -math.inf
     assert log_prior([2, 3], c) == -5 * c
+
+
+def test_warm_restarts_begin_again_after_10_30_70_and_150_epochs():
+    for start, end in ((0, 10), (10, 30), (30, 70), (70, 150), (150, 310), (310, 630)):
+        assert warm_restarts(start, 10, 0.05, 1e-4) == pytest.approx(0.05)
+        assert warm_restarts((start + end) / 2, 10, 0.05, 1e-4) == pytest.approx((0.05 + 1e-4) / 2)
+        assert warm_restarts(end - 1e-9, 10, 0.05, 1e-4) == pytest.approx(1e-4)
+
+
+def test_steps_fall_at_their_milestones():
+    rates = [falling_steps(epoch, (90, 140, 160), 0.1, 0.1) for epoch in (0, 89.9, 90, 139, 140, 160, 200)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-4, 1e-4])
 
 
 def test_cosine():

@@ -28,7 +28,7 @@ from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, NumericalError
-from bayesarch.functional import Streams, cosine
+from bayesarch.functional import Streams, cosine, falling_steps, warm_restarts
 from bayesarch.nets import Supernet
 
 __all__ = ["Engine"]
@@ -267,10 +267,15 @@ class Engine:
                 )
 
     def _lr(self) -> float:
-        """Learning rate of the weights now: half a cosine over the nominal length, never restarted by a pruning."""
+        """Learning rate of the weights now: by the schedule over the nominal length, never moved by a pruning."""
         place, config = self.place, self.config
         done = self._stage_steps()
         if place.stage == "search":
+            epoch = done / self.steps_per_epoch
+            if config.schedule == "restarts":
+                return warm_restarts(epoch, config.restart_epochs, config.lr, config.lr_min)
+            if config.schedule == "steps":
+                return falling_steps(epoch, config.milestones, config.lr, config.step_factor)
             total, progress = config.epochs * self.steps_per_epoch, float(done)
             if config.max_minutes is not None:  # so that the schedule ends when the time does
                 progress = max(progress, total * place.seconds / (60 * config.max_minutes))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -30,6 +30,14 @@ class EngineConfig(Config):
     """First learning rate of the weights (SGD)."""
     lr_min: float = Field(default=0.001, ge=0)
     """Last learning rate; between the two half a cosine."""
+    schedule: Literal["cosine", "restarts", "steps"] = "cosine"
+    """Half a cosine over all epochs; cosines begun again, each twice as long; or a factor at each milestone."""
+    restart_epochs: int = Field(default=10, ge=1)
+    """Epochs of the first cosine, where they are begun again."""
+    milestones: tuple[int, ...] = ()
+    """Epochs at which the rate falls in steps."""
+    step_factor: float = Field(default=0.1, gt=0, le=1)
+    """By what it falls there."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
     nesterov: bool = False

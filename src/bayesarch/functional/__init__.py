@@ -10,7 +10,20 @@ from bayesarch.functional.random import Streams as Streams
 from bayesarch.functional.random import dirichlet_rsample as dirichlet_rsample
 from bayesarch.functional.random import seeded as seeded
 from bayesarch.functional.schedules import cosine as cosine
+from bayesarch.functional.schedules import falling_steps as falling_steps
 from bayesarch.functional.schedules import linear as linear
+from bayesarch.functional.schedules import warm_restarts as warm_restarts
 from bayesarch.functional.simplices import Simplices as Simplices
 
-__all__ = ["Simplices", "Streams", "concentration", "cosine", "dirichlet_rsample", "kl_to_uniform", "linear", "seeded"]
+__all__ = [
+    "Simplices",
+    "Streams",
+    "concentration",
+    "cosine",
+    "dirichlet_rsample",
+    "falling_steps",
+    "kl_to_uniform",
+    "linear",
+    "seeded",
+    "warm_restarts",
+]
