@@ -210,12 +210,13 @@ def test_show_prices_a_genotype_too_long_for_a_file_name():
 def test_public_names():
     assert set(ba.__all__) == {
         "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "compare", "DATASETS",
+        "ensemble", "evaluate",
         "METHODS", "open_run", "resume", "search", "SPACES", "supernet_from", "train",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
     assert set(ba.METHODS) == {
-        "bayesnas", "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "snas", "pcdarts", "pgnas",
-        "random",
+        "bayesnas", "bpnas", "drnas", "drnas-progressive", "darts", "darts-2nd", "gdas", "nesbs", "snas", "pcdarts",
+        "pgnas", "random",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ba.nothing

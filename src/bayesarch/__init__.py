@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bayesarch.spaces import Choice as Choice
     from bayesarch.spaces import Space as Space
     from bayesarch.workflows.compare import compare as compare
+    from bayesarch.workflows.ensemble import ensemble as ensemble
+    from bayesarch.workflows.evaluate import evaluate as evaluate
     from bayesarch.workflows.run import Run as Run
     from bayesarch.workflows.run import open_run as open_run
     from bayesarch.workflows.search import resume as resume
@@ -38,6 +40,8 @@ _HOMES = {
     "build": ("bayesarch.nets", "build"),
     "compare": ("bayesarch.workflows.compare", "compare"),
     "DATASETS": ("bayesarch.data", "DATASETS"),
+    "ensemble": ("bayesarch.workflows.ensemble", "ensemble"),
+    "evaluate": ("bayesarch.workflows.evaluate", "evaluate"),
     "METHODS": ("bayesarch.methods", "METHODS"),
     "open_run": ("bayesarch.workflows.run", "open_run"),
     "resume": ("bayesarch.workflows.search", "resume"),
@@ -59,6 +63,8 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "ensemble",
+    "evaluate",
     "open_run",
     "resume",
     "search",

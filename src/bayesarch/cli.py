@@ -137,6 +137,74 @@ def train(
 
 
 @app.command()
+def ensemble(
+    run: RunArgument,
+    members: Annotated[int | None, typer.Option(min=1, help="Members of the ensemble [3]")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="bpnas, samples, top, neighbours, deepens, nes-rs, nes-re, nesbs-mc, nesbs-svgd [bpnas]",
+        ),
+    ] = None,
+    pool: Annotated[int | None, typer.Option(min=2, help="Candidates trained by nes-rs and nes-re [12]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder [<run>-<source>]")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Members trained at a time [one per core]")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as train.epochs=50")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train an ensemble of a finished search, calibrate it, and score it on the test split."""
+    from bayesarch.terminal import EnsembleProgress
+    from bayesarch.workflows.ensemble import ensemble as run_ensemble
+
+    with EnsembleProgress(quiet=as_json) as progress:
+        done = _interruptible(
+            lambda: run_ensemble(
+                run, members=members, candidates=from_, pool=pool, seed=seed, device=device, out=out, parallel=parallel,
+                config=config, set=set_, listener=progress.listener,
+            ),
+            progress,
+        )  # fmt: skip
+    _conclude(done, as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    ood: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Can it tell such images from its own? [shuffled test images]")
+    ] = None,
+    corruptions: Annotated[
+        str, typer.Option(help="Kinds of corruption, or all, standard (CIFAR-10-C's fifteen), none")
+    ] = "standard",
+    severities: Annotated[str, typer.Option(help="Of 1 to 5")] = "1,3,5",
+    seed: Annotated[int, typer.Option(help="Decides bootstraps and corruptions")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Score a run's answers on the test split: calibration, uncertainty, sets, strange and corrupted images."""
+    from bayesarch.data.corruptions import CORRUPTIONS, STANDARD
+    from bayesarch.terminal import print_evaluation
+    from bayesarch.workflows.evaluate import evaluate as run_evaluation
+    from bayesarch.workflows.run import open_run
+
+    known: dict[str, tuple[str, ...]] = {"all": tuple(CORRUPTIONS), "standard": STANDARD, "none": ()}
+    record = run_evaluation(
+        run,
+        ood=ood,
+        corruptions=known.get(corruptions, tuple(corruptions.split(","))),
+        severities=_numbers(severities, "--severities"),
+        seed=seed,
+    )
+    _print_json(record) if as_json else print_evaluation(open_run(run))
+
+
+@app.command()
 def resume(
     run: RunArgument,
     device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,
@@ -144,11 +212,12 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a broken run; nothing happens to a finished one."""
-    from bayesarch.terminal import Progress, TrainingProgress
+    from bayesarch.terminal import EnsembleProgress, Progress, TrainingProgress
     from bayesarch.workflows.run import open_run
     from bayesarch.workflows.search import resume as run_resume
 
-    kind = TrainingProgress if open_run(run).is_training else Progress
+    opened = open_run(run)
+    kind: Any = TrainingProgress if opened.is_training else EnsembleProgress if opened.is_ensemble else Progress
     with kind(quiet=as_json) as progress:
         done = _interruptible(
             lambda: run_resume(run, device=device, parallel=parallel, listener=progress.listener), progress
@@ -197,6 +266,11 @@ def show(
         from bayesarch.workflows.lookup import look_up
 
         look_up(opened, benchmark)
+    if opened.is_ensemble:
+        from bayesarch.terminal import print_evaluation
+
+        _print_json(opened.summary) if as_json else print_evaluation(opened)
+        return
     _print_json(
         {**opened.summary, "posterior": opened.posterior.to_json(), "lookup": opened.lookup}
     ) if as_json else print_summary(opened)
@@ -310,9 +384,23 @@ def _conclude(run: Any, as_json: bool) -> None:
     if as_json:
         _print_json({"path": run.path, **run.summary, "lookup": run.lookup})
     else:
-        from bayesarch.terminal import print_summary
+        from bayesarch.terminal import print_evaluation, print_summary
 
-        print_summary(run)
+        print_evaluation(run) if run.is_ensemble else print_summary(run)
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    """Return whole numbers written with commas between.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    from bayesarch.errors import ConfigError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and 1 <= int(part) <= 5 for part in parts):
+        raise ConfigError(f"{flag} are numbers from 1 to 5 with commas between, such as 1,3,5; got {text!r}")
+    return [int(part) for part in parts]
 
 
 def _print_json(record: Any) -> None:

@@ -49,10 +49,10 @@ def test_reliability_of_known_bins():
     p = np.array([[0.95, 0.05], [0.9, 0.1], [0.6, 0.4], [0.45, 0.55]])
     y = np.array([0, 1, 0, 0])
     wide = un.reliability(p, y, bins=2)
-    assert wide.count.tolist() == [4]
+    assert wide.n.tolist() == [4]
     assert wide.confidence == pytest.approx([0.75])
     mass = un.reliability(p, y, bins=2, equal="mass")
-    assert mass.count.tolist() == [2, 2]
+    assert mass.n.tolist() == [2, 2]
     assert mass.confidence == pytest.approx([0.575, 0.925])
     assert mass.accuracy == pytest.approx([0.5, 0.5])
     assert un.calibration_error(p, y, bins=2, equal="mass") == pytest.approx((0.075 + 0.425) / 2)
@@ -62,7 +62,7 @@ def test_reliability_of_known_bins():
 
 def test_equal_mass_bins_hold_equally_many_whatever_the_ties():
     p = np.column_stack([np.full(103, 0.7), np.full(103, 0.3)])
-    counts = un.reliability(p, np.zeros(103, dtype=int), bins=10, equal="mass").count
+    counts = un.reliability(p, np.zeros(103, dtype=int), bins=10, equal="mass").n
     assert counts.max() - counts.min() <= 1
 
 

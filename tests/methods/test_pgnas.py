@@ -78,7 +78,7 @@ def test_the_data_speak_where_half_of_the_input_is_noise(tmp_path):
 
 def test_a_step_descends_cross_entropy_and_kl_over_n(tmp_path):
     """Gradients of weights and drop logits equal those of the objective written out."""
-    made = engine(tmp_path, kl_n=50.0, l2=2.0, c=0.5, lambda_d=0.3)
+    made = engine(tmp_path, kl_n=50.0, l2=2.0, c=0.5, lambda_d=0.3, gate_lr=1.0)
     batch: Batch = made.feeders["weights"].next()
     state, _ = made.method.step(made.state, made.net, {"weights": batch}, streams=Streams(3), clock=CLOCK)
     weight = made.net.net.signal.weight
@@ -96,7 +96,7 @@ def test_a_step_descends_cross_entropy_and_kl_over_n(tmp_path):
 
 
 def test_the_drift_kept_beside_is_the_drift_formula(tmp_path):
-    made = engine(tmp_path, epochs=3, deletion=0.7)
+    made = engine(tmp_path, epochs=3, deletion=0.7, gate_lr=1.0)
     rates: list[float] = []
     made.observer.on_step = lambda place: None
     original = made.method.step

@@ -16,6 +16,7 @@ from bayesarch.data.folders import given_folders as given_folders
 from bayesarch.data.pipeline import Feeder as Feeder
 from bayesarch.data.pipeline import MemorySplit as MemorySplit
 from bayesarch.data.pipeline import Split as Split
+from bayesarch.data.pipeline import scaling_of as scaling_of
 from bayesarch.data.pipeline import splits_on as splits_on
 from bayesarch.data.sources import DATASETS as DATASETS
 from bayesarch.data.sources import DataConfig as DataConfig
@@ -44,6 +45,7 @@ __all__ = [
     "holds_cifar",
     "imagenet16",
     "load",
+    "scaling_of",
     "split",
     "splits_on",
 ]

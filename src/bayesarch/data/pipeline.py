@@ -181,6 +181,22 @@ class Feeder:
         self._ahead.clear()
 
 
+def scaling_of(examples: Examples, partition: Partition, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is subtracted from each channel and what it is divided by, shape (C,) each, from `weights` alone."""
+    reference, _ = partition.take(examples, "weights")
+    channels = examples.input_shape[0]
+    if isinstance(reference, ImageFiles):
+        reference = reference.some(1000)
+    mean, std = np.zeros(channels), np.ones(channels)
+    if config.normalise:
+        mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
+        std = reference.std(axis=(0, 1, 2), dtype=np.float64)
+        std[std == 0] = 1.0
+    elif reference.dtype == np.uint8:
+        std = np.full(channels, 255.0)
+    return mean, std
+
+
 def splits_on(
     examples: Examples,
     partition: Partition,
@@ -193,17 +209,7 @@ def splits_on(
 
     Scaling comes from the weights split alone, so that no other split leaks into it.
     """
-    reference, _ = partition.take(examples, "weights")
-    channels = examples.input_shape[0]
-    if isinstance(reference, ImageFiles):
-        reference = reference.some(1000)
-    mean, std = np.zeros(channels), np.ones(channels)
-    if config.normalise:
-        mean = reference.mean(axis=(0, 1, 2), dtype=np.float64)
-        std = reference.std(axis=(0, 1, 2), dtype=np.float64)
-        std[std == 0] = 1.0
-    elif reference.dtype == np.uint8:
-        std = np.full(channels, 255.0)
+    mean, std = scaling_of(examples, partition, config)
     class_weights = None
     if config.class_weights == "balanced":
         counts = np.bincount(partition.take(examples, "weights")[1], minlength=len(examples.classes))

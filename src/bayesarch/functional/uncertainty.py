@@ -64,7 +64,7 @@ def accuracy(p: Array, y: Array) -> float:
 
 def nll(p: Array, y: Array) -> float:
     """Return the mean negative log probability of the true class, nats; a probability of 0 counts as 1e-300."""
-    return float(-np.log(np.maximum(p[np.arange(len(y)), y], TINY)).mean())
+    return float(-np.log(np.maximum(p[np.arange(len(y)), y], TINY)).mean()) + 0.0  # no minus zero
 
 
 def brier(p: Array, y: Array) -> float:
@@ -76,7 +76,7 @@ def brier(p: Array, y: Array) -> float:
 class Bins(NamedTuple):
     """A reliability diagram: per bin that holds examples, how many, mean confidence, share right."""
 
-    count: Array
+    n: Array
     confidence: Array
     accuracy: Array
 
@@ -108,7 +108,7 @@ def reliability(p: Array, y: Array, *, bins: int = 15, equal: str = "width") -> 
 def calibration_error(p: Array, y: Array, *, bins: int = 15, equal: str = "width") -> float:
     """Return the expected calibration error of the top class: mean distance of confidence and accuracy over bins."""
     diagram = reliability(p, y, bins=bins, equal=equal)
-    return float((diagram.count * np.abs(diagram.confidence - diagram.accuracy)).sum() / len(y))
+    return float((diagram.n * np.abs(diagram.confidence - diagram.accuracy)).sum() / len(y))
 
 
 def entropy(p: Array) -> Array:

@@ -24,6 +24,8 @@ from bayesarch.methods.drnas_progressive import DrNASProgressive as DrNASProgres
 from bayesarch.methods.drnas_progressive import DrNASProgressiveConfig as DrNASProgressiveConfig
 from bayesarch.methods.gdas import GDASConfig as GDASConfig
 from bayesarch.methods.gdas import gdas as gdas
+from bayesarch.methods.nesbs import NESBSConfig as NESBSConfig
+from bayesarch.methods.nesbs import nesbs as nesbs
 from bayesarch.methods.pcdarts import PCDARTSConfig as PCDARTSConfig
 from bayesarch.methods.pcdarts import pcdarts as pcdarts
 from bayesarch.methods.pgnas import PGNAS as PGNAS
@@ -47,6 +49,7 @@ __all__ = [
     "DrNASProgressiveConfig",
     "Entry",
     "GDASConfig",
+    "NESBSConfig",
     "PCDARTSConfig",
     "PGNASConfig",
     "RandomSearch",
@@ -56,6 +59,7 @@ __all__ = [
     "darts",
     "darts_second_order",
     "gdas",
+    "nesbs",
     "pcdarts",
     "snas",
 ]
@@ -94,6 +98,7 @@ METHODS: dict[str, Entry] = {
             "data": {"fractions": (0.7, 0.1, 0.1, 0.1)},
         },
     ),
+    "nesbs": Entry(nesbs, NESBSConfig),
     "random": Entry(RandomSearch, RandomSearchConfig),
 }
 """Every method that can be asked for by name."""

@@ -35,6 +35,7 @@ class Step:
         moving: False leaves the parameters (warm-up, or nothing left to decide).
         clock: where the search is.
         generator: the stream of the method's own draws.
+        n_architecture: examples of the architecture split.
     """
 
     choices: Simplices
@@ -44,6 +45,7 @@ class Step:
     moving: bool
     clock: Clock
     generator: torch.Generator
+    n_architecture: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class MixtureState:
     live: Tensor
     lr: float
     """Architecture learning rate in force."""
+    n_architecture: int
+    """Examples of the architecture split."""
     partial: int = 1
     """K: one in K channels goes through the options."""
     limits: Any = None
@@ -112,6 +116,7 @@ class Mixture:
             **vars(fresh_logits(n, generator=streams["beliefs"], device=setting.device)),
             live=open_options(self.space, setting.limits),
             lr=default_lr(self.config, setting.steps_per_epoch),
+            n_architecture=setting.n_examples["architecture"],
             partial=self.rule.partial,
             limits=setting.limits.to_json() if setting.limits else None,
         )
@@ -132,7 +137,7 @@ class Mixture:
         """Return moved parameters."""
         choices = self._choices(state)
         moving = not choices.settled and clock.epoch >= self.config.warmup_epochs
-        at = Step(choices, net, batches, state.lr, moving, clock, streams["gates"])
+        at = Step(choices, net, batches, state.lr, moving, clock, streams["gates"], state.n_architecture)
         logits, info = self.rule.step(Logits(state.a, state.m, state.v, state.t), at)
         return replace(state, **vars(logits)), info
 

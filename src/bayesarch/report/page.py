@@ -1,16 +1,18 @@
 """One self-contained page per run: reads a run folder, draws, writes report.html. No torch, no network."""
 
 import statistics
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from bayesarch.runs import RunFolder, write_atomically
 
-__all__ = ["write_comparison", "write_repeats_report", "write_report"]
+__all__ = ["write_comparison", "write_ensemble_report", "write_repeats_report", "write_report"]
 
 
 def write_report(folder: RunFolder) -> None:
@@ -49,6 +51,54 @@ def write_repeats_report(folder: RunFolder) -> None:
         "sd_accuracy": statistics.stdev(accuracies),
     }
     _write(folder, "repeats.html", content)
+
+
+def write_ensemble_report(folder: RunFolder, pictures: Sequence[np.ndarray]) -> None:
+    """Write the page of an evaluated run: report.html of an ensemble, evaluation.html of any other.
+
+    Args:
+        folder: holds evaluation.json; of an ensemble, ensemble.json as well.
+        pictures: the examples it is least sure of, uint8 of shape (H, W, C), in the order of the record.
+
+    Raises:
+        RunError: if the evaluation is not there, or the page cannot be written.
+    """
+    from bayesarch.report import plots_ensemble as plots
+
+    record, ensemble = folder.read_json("evaluation.json"), folder.has("ensemble.json")
+    content = {
+        "name": folder.name,
+        "summary": {},
+        "record": record,
+        "kept": folder.read_json("ensemble.json") if ensemble else None,
+        "data": folder.read_json("data.json"),
+        "lookup": None,
+        "environment": folder.read_json("environment.json"),
+        "config": yaml.safe_dump(folder.read_config(), sort_keys=False),
+        "reliability": plots.reliability(record["curves"]),
+        "coverage": plots.risk_coverage(record["curves"]),
+        "confusion": plots.confusion(record["confusion"], record["classes"]),
+        "corruptions": plots.corruptions(record["corruptions"]) if record["corruptions"] else None,
+        "members": _drawn(record["members"]) if ensemble else [],
+        "pictures": [plots.picture(image) for image in pictures],
+        "exports": folder.read_json("exports/exports.json")["files"] if folder.has("exports/exports.json") else [],
+    }
+    name = "report.html" if ensemble else "evaluation.html"
+    write_atomically(folder.path / name, _render("ensemble.html", content))
+
+
+def _drawn(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return name, notation and drawing of each member; networks whose choices are no edges are not drawn."""
+    from bayesarch.report import plots
+
+    return [
+        {
+            "path": member["path"],
+            "text": member["text"],
+            "drawing": plots.cell(member["edges"]) if any(e["source"] is not None for e in member["edges"]) else None,
+        }
+        for member in members
+    ]
 
 
 def _common(folder: RunFolder) -> dict[str, Any]:

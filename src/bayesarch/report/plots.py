@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 
-__all__ = ["cell", "heatmap", "intervals", "learning", "pareto", "pruning"]
+__all__ = ["candidates", "cell", "heatmap", "intervals", "learning", "pareto", "pruning", "quiet", "svg"]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
@@ -19,7 +19,7 @@ DRAWN = 8
 Records = Sequence[Mapping[str, Any]]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Return a figure as SVG text without date or XML prologue, its text as text; equal figures, equal text."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "bayesarch", "svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -28,7 +28,7 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
     """Leave only the left and bottom spine."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -60,7 +60,7 @@ def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: st
     )
     axes.tick_params(length=0)
     axes.set_title(f"{word} of each option; framed: picked", fontsize=9, color=INK, loc="left")
-    return _svg(figure)
+    return svg(figure)
 
 
 def intervals(edges: Records) -> str:
@@ -80,9 +80,9 @@ def intervals(edges: Records) -> str:
         axes.set_xlim(-0.03, 1.03)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(edge["choice"], fontsize=8, color=INK, loc="left")
-        _quiet(axes)
+        quiet(axes)
     figure.tight_layout()
-    return _svg(figure)
+    return svg(figure)
 
 
 def pareto(record: Mapping[str, Any]) -> str:
@@ -110,10 +110,10 @@ def pareto(record: Mapping[str, Any]) -> str:
             )
         axes.set_xscale("log")
         axes.set_xlabel(label, fontsize=9)
-        _quiet(axes)
+        quiet(axes)
     figure.axes[0].set_ylabel(record["metric"].replace("_", " "), fontsize=9)
     figure.tight_layout()
-    return _svg(figure)
+    return svg(figure)
 
 
 def candidates(summary: Mapping[str, Any]) -> str:
@@ -133,9 +133,9 @@ def candidates(summary: Mapping[str, Any]) -> str:
     right.set_ylabel("drop rate", fontsize=9)
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):
-        _quiet(axes)
+        quiet(axes)
     figure.tight_layout()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _frame(x: float, y: float) -> Any:
@@ -157,7 +157,7 @@ def cell(edges: Records) -> str:
         _draw(grid[row][0], [edge for edge in drawn if edge["cell"] == kind])
         if len(kinds) > 1:
             grid[row][0].set_title(kind, fontsize=9, color=INK, loc="left")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _draw(axes: Axes, edges: Records) -> None:
@@ -225,7 +225,7 @@ def pruning(metrics: Records) -> str:
     axes.step(steps, [m["live_options"] for m in metrics], where="post", color=ACCENT)
     axes.set_xlabel("steps", fontsize=9)
     axes.set_ylabel("options left", fontsize=9, color=ACCENT)
-    _quiet(axes)
+    quiet(axes)
     other = axes.twinx()
     known = [m for m in metrics if m.get("entropy") is not None]
     other.plot([m["steps"] for m in known], [m["entropy"] for m in known], color=WARM, linewidth=1.2)
@@ -234,7 +234,7 @@ def pruning(metrics: Records) -> str:
     other.spines["top"].set_visible(False)
     marks = [m for m in metrics if m.get("prunings")]
     axes.plot([m["steps"] for m in marks], [m["live_options"] for m in marks], ".", color=ACCENT, markersize=5)
-    return _svg(figure)
+    return svg(figure)
 
 
 def learning(metrics: Records) -> str:
@@ -251,11 +251,11 @@ def learning(metrics: Records) -> str:
     left.set_xlabel("steps", fontsize=9)
     left.set_ylabel("cross-entropy, nats", fontsize=9)
     left.legend(frameon=False, fontsize=8)
-    _quiet(left)
+    quiet(left)
     right.plot([m["steps"] for m in metrics], [m["selection_accuracy"] for m in metrics], color=INK, linewidth=1.3)
     right.set_xlabel("steps", fontsize=9)
     right.set_ylabel("accuracy, selection split", fontsize=9)
     right.set_ylim(top=1.005)
-    _quiet(right)
+    quiet(right)
     figure.tight_layout()
-    return _svg(figure)
+    return svg(figure)

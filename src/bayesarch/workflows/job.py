@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayesarch.data import SEARCH_SPLITS, Examples, Partition, Split, as_examples, load, split, splits_on
+from bayesarch.data import (
+    SEARCH_SPLITS,
+    DataConfig,
+    Examples,
+    Partition,
+    Split,
+    as_examples,
+    load,
+    scaling_of,
+    split,
+    splits_on,
+)
 from bayesarch.engine import Engine, Method, Observer, Setting, resolve_device
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
@@ -82,12 +93,15 @@ class Job:
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
-        return data_record(self.examples, self.partition)
+        return data_record(self.examples, self.partition, self.settings.data)
 
 
-def data_record(examples: Examples, partition: Partition) -> dict[str, Any]:
-    """Return what a run folder says of its examples and their splits."""
+def data_record(examples: Examples, partition: Partition, config: DataConfig) -> dict[str, Any]:
+    """Return what a run folder says of its examples, their splits and how they are scaled."""
+    mean, std = scaling_of(examples, partition, config)
     return {
+        "mean": mean.tolist(),
+        "std": std.tolist(),
         "input_shape": list(examples.input_shape),
         "classes": list(examples.classes),
         "sizes": partition.sizes,

@@ -9,8 +9,6 @@ a run folder of its own that can be looked at and resumed like any other:
 """
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +19,19 @@ import numpy as np
 
 from bayesarch.data import Examples
 from bayesarch.engine import Interrupted
-from bayesarch.errors import BayesarchError, RunError
+from bayesarch.errors import BayesarchError
 from bayesarch.nets import architecture_cost
 from bayesarch.posteriors import Listed, word
 from bayesarch.report import write_repeats_report
 from bayesarch.runs import RunFolder, write_arrays
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.job import Job
+from bayesarch.workflows.processes import at_once, run_folders
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.summary import collapse_warnings, edge_base
 
-__all__ = ["child_paths", "child_record", "child_runs", "prepare_children", "repeat"]
-
-POLL_SECONDS = 0.3
+__all__ = ["child_paths", "child_record", "child_runs", "keep_examples", "prepare_children", "repeat"]
 
 
 def child_paths(folder: RunFolder, repeats: int) -> list[Path]:
@@ -57,15 +54,20 @@ def child_runs(run: Run) -> list[Run]:
 def prepare_children(folder: RunFolder, record: dict[str, Any], data: Any, examples: Examples) -> None:
     """Write the run folders, each with its settings and nothing done yet; arrays are kept beside them once."""
     if not isinstance(data, str | os.PathLike | None):
-        arrays = {"x_train": examples.images, "y_train": examples.labels, "classes": np.array(examples.classes)}
-        for name, short in (("test", "test"), ("selection", "valid")):
-            if name in examples.given:
-                arrays[f"x_{short}"], arrays[f"y_{short}"] = examples.given[name]
-        path = folder.path / "examples.npz"
-        write_arrays(path, arrays)
-        record = {**record, "data": {**record["data"], "source": str(path), "layout": "hwc"}}
+        record = {**record, "data": {**record["data"], **keep_examples(folder, examples)}}
     for index, path in enumerate(child_paths(folder, record["repeats"])):
         RunFolder.create(path).write_config(child_record(record, index))
+
+
+def keep_examples(folder: RunFolder, examples: Examples) -> dict[str, Any]:
+    """Write examples that came as arrays into a run folder, and return the settings that read them back."""
+    arrays = {"x_train": examples.images, "y_train": examples.labels, "classes": np.array(examples.classes)}
+    for name, short in (("test", "test"), ("selection", "valid")):
+        if name in examples.given:
+            arrays[f"x_{short}"], arrays[f"y_{short}"] = examples.given[name]
+    path = folder.path / "examples.npz"
+    write_arrays(path, arrays)
+    return {"source": str(path), "layout": "hwc"}
 
 
 def repeat(
@@ -90,7 +92,6 @@ def repeat(
         RunError: if one of them fails.
     """
     settings, started, stop = job.settings, time.time(), threading.Event()
-    at_once = parallel or (1 if job.device.type == "cuda" else os.cpu_count() or 1)
 
     def on_change(done: int, running: int) -> None:
         folder.write_status(state="running", stage="repeats", done=done, of=settings.repeats, pid=os.getpid())
@@ -98,9 +99,9 @@ def repeat(
 
     try:
         with stop_on_signal(stop):
-            _run_children(
+            run_folders(
                 child_paths(folder, settings.repeats),
-                parallel=min(max(at_once, 1), settings.repeats),
+                parallel=at_once(parallel, job.device.type, settings.repeats),
                 device=device,
                 stop=stop,
                 on_change=on_change,
@@ -117,69 +118,6 @@ def repeat(
     folder.write_status(state="finished", stage="done")
     folder.log([f"finished {settings.repeats} repeats"])
     return Run(folder, settings.space)
-
-
-def _run_children(
-    paths: Sequence[Path],
-    *,
-    parallel: int,
-    device: str | None,
-    stop: threading.Event,
-    on_change: Callable[[int, int], None],
-) -> None:
-    """Bring every run to its end, `parallel` at a time, each in a process with its share of the cores.
-
-    Args:
-        paths: the run folders.
-        parallel: processes at a time.
-        device: another device than the runs were made for, or None.
-        stop: set from outside to stop; running ones save their places.
-        on_change: told (finished, running) whenever that changes.
-
-    Raises:
-        Interrupted: when stopped.
-        RunError: if a run fails; names it and what it said.
-    """
-    waiting = [path for path in paths if open_run(path).status.get("state") != "finished"]
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    threads = max(1, (os.cpu_count() or 1) // parallel)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    done = len(paths) - len(waiting)
-    on_change(done, 0)
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel and not stop.is_set():
-                path = waiting.pop(0)
-                command = [sys.executable, "-m", "bayesarch", "resume", str(path), "--json"]
-                command += [] if device is None else ["--device", device]
-                with (path / "process.txt").open("ab") as log:
-                    running[path] = subprocess.Popen(
-                        command, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-                    )
-                on_change(done, len(running))
-            for path, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[path]
-                if process.returncode != 0 and not stop.is_set():
-                    raise RunError(_what_failed(path))
-                done += process.returncode == 0
-                on_change(done, len(running))
-            if stop.is_set():
-                raise Interrupted
-            time.sleep(POLL_SECONDS)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
-def _what_failed(path: Path) -> str:
-    said = (path / "process.txt").read_text(errors="replace").strip().splitlines()
-    last = said[-1] if said else "nothing was said"
-    return f"the repeat {path} failed: {last}; the others are kept: bayesarch resume {path.parent.parent}"
 
 
 def _collect(folder: RunFolder, settings: Settings, *, seconds: float) -> None:

@@ -4,6 +4,8 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bayesarch.errors import RunError
 from bayesarch.posteriors import ArchitecturePosterior
 from bayesarch.posteriors import from_json as posterior_from_json
@@ -12,6 +14,8 @@ from bayesarch.spaces import SPACES, Architecture, Space
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from bayesarch.workflows.predictor import Predictor
 
 __all__ = ["Run", "open_run"]
 
@@ -50,6 +54,11 @@ class Run:
     def is_training(self) -> bool:
         """Whether this is a training of one architecture, not a search."""
         return "train" in self.config
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether this is an ensemble of trained networks."""
+        return "ensemble" in self.config
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -122,6 +131,8 @@ class Run:
 
         from bayesarch.nets import build
 
+        if self.is_ensemble:
+            raise RunError(f"{self.path} is an ensemble of networks: take run.members, or run.predict_proba")
         name = f"networks/{'trained' if self.is_training else 'found'}.safetensors"
         self._need(name)
         sizes = {key: value for key, value in self.config["space"].items() if key != "name"}
@@ -129,6 +140,43 @@ class Run:
         net = build(self.architecture, input_shape=shape, classes=len(self.data["classes"]), sizes=sizes)
         net.load_state_dict(safetensors.torch.load_file(self.folder.path / name))
         return net.eval()
+
+    @cached_property
+    def members(self) -> list["Run"]:
+        """The trainings that an ensemble is made of; of any other run, itself."""
+        if not self.is_ensemble:
+            return [self]
+        self._need("ensemble.json")
+        return [open_run(self.folder.path / name) for name in self.folder.read_json("ensemble.json")["members"]]
+
+    def predictor(self) -> "Predictor":
+        """Return what answers for this run: its network, or the members of an ensemble with their mixture."""
+        from bayesarch.ensembles import Mixture
+        from bayesarch.workflows.predictor import Predictor
+
+        kept = self.folder.read_json("ensemble.json") if self.is_ensemble and self.members else None
+        m = len(self.members)
+        return Predictor(
+            networks=[run.network() for run in self.members],
+            mixture=Mixture((1 / m,) * m, (1.0,) * m) if kept is None else Mixture.from_json(kept["mixture"]),
+            mean=np.array(self.data["mean"]),
+            std=np.array(self.data["std"]),
+            classes=tuple(self.data["classes"]),
+            input_shape=tuple(self.data["input_shape"]),
+            architectures=tuple(run.architecture for run in self.members),
+        )
+
+    @cached_property
+    def _predictor(self) -> "Predictor":
+        return self.predictor()
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        """Return class probabilities of raw images, shape (n, K); images as `Predictor.prepare` takes them."""
+        return self._predictor.predict_proba(images)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return class names of raw images, shape (n,)."""
+        return self._predictor.predict(images)
 
     def _need(self, name: str) -> None:
         if not self.folder.has(name):

@@ -21,6 +21,7 @@ from bayesarch.report import write_report
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import Space
 from bayesarch.workflows.config import Settings
+from bayesarch.workflows.ensemble import EnsembleListener, continue_ensemble
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import Arrays, Job, prepare
 from bayesarch.workflows.lookup import look_up
@@ -136,7 +137,7 @@ def resume(
     method: Method[Any] | None = None,
     parallel: int | None = None,
     device: str | None = None,
-    listener: "Listener | TrainingListener | None" = None,
+    listener: "Listener | TrainingListener | EnsembleListener | None" = None,
 ) -> Run:
     """Continue a broken run, do nothing on a finished one, start one that has no checkpoint yet.
 
@@ -159,6 +160,9 @@ def resume(
     if run.is_training:
         tell = listener if isinstance(listener, TrainingListener) else None
         return continue_training(run, data=data if isinstance(data, Examples) else None, device=device, listener=tell)
+    if run.is_ensemble:
+        told = listener if isinstance(listener, EnsembleListener) else None
+        return continue_ensemble(run, parallel=parallel, device=device, listener=told)
     heard = listener if isinstance(listener, Listener) else Listener()
     job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
     single = job.settings.repeats == 1

@@ -37,7 +37,7 @@ from bayesarch.workflows.job import data_record
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 
-__all__ = ["TrainingListener", "continue_training", "train"]
+__all__ = ["TrainingListener", "continue_training", "train", "training_record"]
 
 SECTIONS = ("seed", "device", "architecture", "inherit", "space", "data", "train")
 
@@ -150,9 +150,18 @@ def continue_training(
     """
     record = merge(run.config, {} if device is None else {"device": device})
     job = _Job(_settle(record, run.architecture, record.get("inherit")), data)
-    if run.data["fingerprint"] != job.data_record()["fingerprint"]:
+    if run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(f"the data of {run.path} have changed since the training began; start a new one")
+    run.folder.write_json("data.json", job.data_record())
+    run.folder.write_json("environment.json", environment(job.device))
     return _go(job, run.folder, listener or TrainingListener(), fresh=False)
+
+
+def training_record(
+    arch: Architecture, *, seed: int, device: str, sizes: Config, data: DataConfig, config: TrainConfig
+) -> dict[str, Any]:
+    """Return config.yaml's record of a training from scratch, for a folder that `resume` starts."""
+    return _Settings(seed, device, arch, None, sizes, data, config).record()
 
 
 def _target(
@@ -218,7 +227,7 @@ class _Job:
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
-        return data_record(self.examples, self.partition)
+        return data_record(self.examples, self.partition, self.settings.data)
 
     def network(self, streams: Streams) -> nn.Module:
         """Return the network at its start, on the device."""

@@ -1,4 +1,4 @@
-"""What people see in a terminal: progress, tables, one-line answers. rich, no torch."""
+"""Progress and tables of searches, trainings and comparisons."""
 
 import time
 from typing import Any, Self
@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+
+from bayesarch.terminal.amounts import amount, duration
 
 __all__ = [
     "Progress",
@@ -24,30 +26,14 @@ __all__ = [
 ]
 
 
-def _amount(value: float, unit: str = "") -> str:
-    """Return a number with a thousand-step prefix."""
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.2f} {prefix}{unit}"
-    return f"{value:.0f} {unit}".rstrip()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def plan_line(plan: Any, settings: Any) -> str:
     """Return what a search will cost, in two lines."""
     return (
         f"{settings.method.name} in {settings.space.name} on {settings.data.source}: supernet "
-        f"{_amount(plan.supernet_params)} parameters, {_amount(plan.supernet_macs)} MACs, "
+        f"{amount(plan.supernet_params)} parameters, {amount(plan.supernet_macs)} MACs, "
         f"about {plan.memory_bytes / 2**20:.0f} MiB\n"
         f"at most {plan.max_epochs} epochs of {plan.steps_per_epoch} steps of {1e3 * plan.step_seconds:.0f} ms: "
-        f"at most {_duration(plan.max_seconds)}; it gets cheaper as options are pruned"
+        f"at most {duration(plan.max_seconds)}; it gets cheaper as options are pruned"
     )
 
 
@@ -142,7 +128,7 @@ class Progress:
             f"acc {record['selection_accuracy']:.3f}"
         )
         if share < 1:
-            text += f"  at most {_duration(left)} left"
+            text += f"  at most {duration(left)} left"
         self._bar.update(self._task, completed=share, stage=record["stage"], text=text)
         self._bar.refresh()
 
@@ -190,7 +176,7 @@ class TrainingProgress:
         left = (time.monotonic() - self._began) * (self._epochs - done) / max(done - self._from, 1)
         text = (
             f"epoch {done} of {self._epochs}  loss {record['training_loss']:.3f}  "
-            f"selection {record['selection_loss']:.3f}  acc {record['selection_accuracy']:.3f}  {_duration(left)} left"
+            f"selection {record['selection_loss']:.3f}  acc {record['selection_accuracy']:.3f}  {duration(left)} left"
         )
         self._bar.update(self._task, completed=done, text=text)
 
@@ -237,12 +223,12 @@ def print_summary(run: Any) -> None:
     for name, value in (
         ("cell", summary["cell"] if len(summary["cell"]) < 2000 and "rows" not in summary
                  else f"{summary['digest']}, in {run.path}/architectures/found.json"),
-        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs, "
+        ("size", f"{summary['params']:,} parameters, {amount(summary['macs'])} MACs, "
                  f"{times['latency_ms']:.2f} ms for one image"),
         ("accuracy", f"{summary['selection_accuracy']:.4f} on the selection split (n = {summary['selection_n']}), "
                      "weights inherited from the search"),
         *_more_lines(summary),
-        ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {_duration(times['seconds'])}"
+        ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {duration(times['seconds'])}"
                    + _fired(summary.get("fired_by"))),
         *_lookup_lines(run.lookup),
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),
@@ -258,8 +244,8 @@ def print_training(run: Any) -> None:
     start = "inherited weights" if summary["inherited"] else "scratch"
     for name, value in (
         ("cell", summary["architecture"]),
-        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs"),
-        ("training", f"{summary['epochs']} epochs from {start}, {_duration(summary['times']['seconds'])}"),
+        ("size", f"{summary['params']:,} parameters, {amount(summary['macs'])} MACs"),
+        ("training", f"{summary['epochs']} epochs from {start}, {duration(summary['times']['seconds'])}"),
         ("selection", f"{summary['selection']['accuracy']:.4f} accuracy, {summary['selection']['loss']:.4f} nats "
                       f"(n = {summary['selection']['n']})"),
         ("test", f"{summary['test']['accuracy']:.4f} accuracy, {summary['test']['loss']:.4f} nats "
@@ -295,10 +281,10 @@ def print_repeats(run: Any) -> None:
         ("cell", f"{summary['cell']}, found in {summary['votes']} of {summary['repeats']} runs"),
         ("runs", f"{summary['repeats']}, {summary['distinct_cells']} different cells, "
                  f"{summary['distinct_functions']} different functions"),
-        ("size", f"{summary['params']:,} parameters, {_amount(summary['macs'])} MACs"),
+        ("size", f"{summary['params']:,} parameters, {amount(summary['macs'])} MACs"),
         ("accuracy", f"{sum(accuracies) / len(accuracies):.4f} ({low:.4f} to {high:.4f}) on the selection split, "
                      "weights inherited from the search"),
-        ("search", f"{_duration(summary['times']['seconds'])} in all runs together"),
+        ("search", f"{duration(summary['times']['seconds'])} in all runs together"),
         *_lookup_lines(run.lookup),
         ("report", f"{run.path}/report.html"),
         ("next", f"bayesarch sample {run.path} -n 5"),
@@ -321,9 +307,9 @@ def print_comparison(record: dict[str, Any], page: str | None) -> None:
             str(group["n"]),
             f"{group['quality']['mean']:.4f}{_span(group['quality'])}",
             gap if place == 0 or group["difference"]["paired"] else f"{gap} unpaired",
-            _amount(group["macs"]) + ("*" if group["pareto_macs"] else ""),
-            _duration(group["seconds"]) + ("*" if group["pareto_seconds"] else ""),
-            _amount(group["forward_macs"]),
+            amount(group["macs"]) + ("*" if group["pareto_macs"] else ""),
+            duration(group["seconds"]) + ("*" if group["pareto_seconds"] else ""),
+            amount(group["forward_macs"]),
             *(_regret(group["table"].get(dataset)) for dataset in record["datasets"]),
         )
     console = Console()
@@ -369,8 +355,8 @@ def _more_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "posterior",
-                f"{_amount(size['mean'])} {size['what']} in a mask drawn, 90 % between {_amount(size['low'])} and "
-                f"{_amount(size['high'])}, whole network {_amount(size['whole'])}",
+                f"{amount(size['mean'])} {size['what']} in a mask drawn, 90 % between {amount(size['low'])} and "
+                f"{amount(size['high'])}, whole network {amount(size['whole'])}",
             )
         )
     if "test" in summary:
@@ -428,7 +414,7 @@ def print_samples(rows: list[dict[str, Any]]) -> None:
     for name in ("log weight", "parameters", "MACs"):
         table.add_column(name, justify="right")
     for row in rows:
-        cost = (f"{row['log_weight']:.2f}", f"{row['params']:,}", _amount(row["macs"]))
+        cost = (f"{row['log_weight']:.2f}", f"{row['params']:,}", amount(row["macs"]))
         table.add_row(row["architecture"], *cost)
     Console().print(table)
 
@@ -442,7 +428,7 @@ def print_architecture(record: dict[str, Any]) -> None:
         ("digest", record["digest"]),
         ("inactive", ", ".join(record["inactive"]) or "-"),
         ("connected", "yes" if record["connected"] else "no: nothing reaches the output"),
-        ("size", f"{record['params']:,} parameters, {_amount(record['macs'])} MACs for an image of {shape}, "
+        ("size", f"{record['params']:,} parameters, {amount(record['macs'])} MACs for an image of {shape}, "
                  f"{record['classes']} classes, the space's default sizes"),
     ):  # fmt: skip
         Console().print(f"{name:<9} {value}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,554 @@
+"""`ensemble`: candidates from a run, trained from scratch side by side, the best of them mixed and calibrated.
+
+    OUT/config.yaml, data.json, environment.json, status.json, log.txt
+    OUT/restarts/, OUT/shared/     what a source needs before there are candidates
+    OUT/members/000/ ...           every candidate, a training of its own that can be looked at and resumed
+    OUT/reference/                 a plain ResNet that costs as many MACs as all members together
+    OUT/ensemble.json              who was chosen, weights, temperatures
+    OUT/evaluation.json, summary.json, report.html
+
+The selection split is cut in two halves, class by class: one chooses members and weights, the other calibrates. The
+test split is read when all that is decided.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from pydantic import Field
+
+from bayesarch.config import Config, check, raise_all
+from bayesarch.data import DataConfig, Examples, Partition, Split, load, scaling_of, split, splits_on
+from bayesarch.engine import Interrupted, Observer, TrainConfig, resolve_device
+from bayesarch.ensembles import (
+    SELECTIONS,
+    SOURCES,
+    Scaling,
+    Selection,
+    SharedSupernet,
+    Task,
+    Trained,
+    fit_mixture,
+    restart,
+    stacked_weights,
+)
+from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
+from bayesarch.functional.uncertainty import softmax
+from bayesarch.methods import BPNASConfig
+from bayesarch.nets import Supernet, architecture_cost, tidy_sizes
+from bayesarch.posteriors import MeanField
+from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.spaces import NB201, Architecture
+from bayesarch.workflows.config import merge, overrides, read_config
+from bayesarch.workflows.environment import environment
+from bayesarch.workflows.evaluate import evaluate
+from bayesarch.workflows.halves import halves
+from bayesarch.workflows.job import Job, data_record, prepare
+from bayesarch.workflows.processes import at_once, run_folders, what_failed
+from bayesarch.workflows.repeats import keep_examples
+from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.signals import stop_on_signal
+from bayesarch.workflows.train import training_record
+
+__all__ = ["EnsembleConfig", "EnsembleListener", "continue_ensemble", "ensemble"]
+
+SECTIONS = ("seed", "device", "ensemble", "space", "data", "train")
+RESNET = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
+"""NAS-Bench-201's ResNet cell, what a plain network of equal cost is made of."""
+RECIPE = {"epochs": 25, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4}
+"""NAS-Bench-201's recipe for members, but for its 200 epochs and batches of 256."""
+
+
+class EnsembleConfig(Config):
+    """What is trained, who is chosen, how they are mixed."""
+
+    run: str
+    """The search that candidates come from."""
+    candidates: str = "bpnas"
+    """Where they come from: bpnas, samples, top, neighbours, deepens, nes-rs, nes-re, nesbs-mc, nesbs-svgd."""
+    members: int = Field(default=3, ge=1)
+    """Members of the ensemble."""
+    pool: int = Field(default=12, ge=2)
+    """Candidates trained by sources that choose among many (nes-rs, nes-re)."""
+    selection: Selection | None = None
+    """How members are chosen: forward (greedy), forward-replace (members may count twice), top, all; null: the
+    source's own way."""
+    weights: Literal["uniform", "stacked"] = "uniform"
+    """Of the members' probabilities: equal, or of the lowest loss on the selection half."""
+    scaling: Scaling = "joint"
+    """Temperatures fitted on the calibration half: none, single (each member's own) or joint (the mixture's)."""
+    restart_epochs: int = Field(default=40, ge=1)
+    """Cap on a restart's search epochs (bpnas)."""
+    shared_epochs: int = Field(default=40, ge=2)
+    """Epochs of the shared supernet, the last half for its posterior (nesbs)."""
+    reference: bool = True
+    """Whether a plain ResNet that costs as many MACs as all members together is trained beside them (images only)."""
+
+
+@dataclass
+class EnsembleListener:
+    """Who is told how it goes."""
+
+    on_start: Callable[[str], None] = lambda path: None
+    on_stage: Callable[[str], None] = lambda text: None
+    on_members: Callable[[int, int, int], None] = lambda done, running, of: None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Everything an ensemble depends on, checked."""
+
+    seed: int
+    device: str
+    ensemble: EnsembleConfig
+    data: DataConfig
+    train: TrainConfig
+    space: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "device": self.device,
+            "ensemble": self.ensemble.model_dump(mode="json"),
+            "space": self.space,
+            "data": self.data.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+        }
+
+
+def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
+    run: str | os.PathLike[str] | Run,
+    data: Examples | None = None,
+    *,
+    members: int | None = None,
+    candidates: str | None = None,
+    pool: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    parallel: int | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    set: Sequence[str] | Mapping[str, Any] | None = None,
+    listener: EnsembleListener | None = None,
+) -> Run:
+    """Train an ensemble of a finished search and return its folder as a run, with `predict_proba`.
+
+    Args:
+        run: the search or its folder.
+        data: the examples, where the search was given arrays.
+        members: how many (default 3).
+        candidates: where they come from (default bpnas); see `bayesarch.ensembles.SOURCES`.
+        pool: candidates trained by sources that choose among many (default 12).
+        seed: decides everything random; default 0.
+        device: auto (default), cpu, cuda or cuda:N.
+        out: the folder; default <run>-<source>, numbered if taken.
+        parallel: members trained at a time; default: one per core, or one on a GPU.
+        config: a YAML file or a mapping of settings: sections ensemble, data, train.
+        set: `section.field=value` pairs or a mapping of dotted names; the last word.
+        listener: who is told how it goes.
+
+    Raises:
+        BayesarchError: of a kind that says what is wrong; nothing is written before everything is checked.
+        Interrupted: when SIGINT or SIGTERM asked to stop; `resume` continues.
+    """
+    base = run if isinstance(run, Run) else open_run(run)
+    if base.is_training or base.is_ensemble:
+        raise ConfigError(f"{base.path} is no search; give the search that candidates come from")
+    base.summary  # noqa: B018 - a search that is not finished says so here
+    wanted = {"run": base.path, "members": members, "candidates": candidates, "pool": pool}
+    flags: dict[str, Any] = {"ensemble": {key: value for key, value in wanted.items() if value is not None}}
+    flags |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
+    given = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
+    settings = _settle(merge(_of(base), given, flags, overrides(set)))
+    on = resolve_device(settings.device)
+    examples = data if data is not None else load(settings.data)
+    partition = split(examples, settings.data).for_training()
+    folder = RunFolder.create(Path(out) if out is not None else _free_name(base, settings))
+    record = settings.record()
+    if data is not None:
+        record = merge(record, {"data": keep_examples(folder, examples)})
+    folder.write_config(record)
+    folder.write_json("data.json", data_record(examples, partition, settings.data))
+    folder.write_json("environment.json", environment(on))
+    return _go(folder, _settle(record), examples, parallel=parallel, listener=listener or EnsembleListener())
+
+
+def continue_ensemble(
+    run: Run, *, parallel: int | None = None, device: str | None = None, listener: EnsembleListener | None = None
+) -> Run:
+    """Continue a broken ensemble: members that are trained stay as they are."""
+    settings = _settle(merge(run.config, {} if device is None else {"device": device}))
+    examples = load(settings.data)
+    return _go(run.folder, settings, examples, parallel=parallel, listener=listener or EnsembleListener())
+
+
+def _of(base: Run) -> dict[str, Any]:
+    """Return the settings that an ensemble takes from its search."""
+    data = {key: value for key, value in base.config["data"].items() if key != "bootstrap"}
+    return {"space": base.config["space"], "data": data, "train": RECIPE}
+
+
+def _settle(record: Mapping[str, Any]) -> _Settings:
+    """Return checked settings.
+
+    Raises:
+        ConfigError: listing every wrong field by dotted path.
+    """
+    faults = [f"{key}: unknown section, {nearest(str(key), SECTIONS)}" for key in record if key not in SECTIONS]
+    seed = record.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+    config = check(EnsembleConfig, record.get("ensemble") or {}, path="ensemble", faults=faults)
+    if config is not None and config.candidates not in SOURCES:
+        faults.append(f"ensemble.candidates: no source {config.candidates!r}, {nearest(config.candidates, SOURCES)}")
+    data = check(DataConfig, record.get("data") or {}, path="data", faults=faults)
+    train = check(TrainConfig, record.get("train") or {}, path="train", faults=faults)
+    raise_all(faults)
+    assert config is not None
+    assert data is not None
+    assert train is not None
+    return _Settings(int(seed), str(record.get("device", "auto")), config, data, train, dict(record["space"]))
+
+
+def _go(
+    folder: RunFolder, settings: _Settings, examples: Examples, *, parallel: int | None, listener: EnsembleListener
+) -> Run:
+    """Train what is missing, choose, calibrate, evaluate; from where the folder stands."""
+    stop, started = threading.Event(), time.time()
+    folder.write_status(state="running", stage="ensemble", pid=os.getpid())
+    folder.log([f"{_now()} ensemble: {settings.ensemble.candidates}"])
+    listener.on_start(str(folder.path))
+    try:
+        with stop_on_signal(stop):
+            work = _Work(folder, settings, examples, parallel, listener, stop)
+            work.train()
+            work.choose(seconds=time.time() - started)
+        listener.on_stage("evaluating")
+        evaluate(folder.path)
+    except Interrupted:
+        folder.write_status(state="interrupted", stage="ensemble")
+        folder.log([f"{_now()} interrupted; bayesarch resume {folder.path}"])
+        raise
+    except BayesarchError as error:
+        folder.write_status(state="failed", stage="ensemble", error=str(error))
+        folder.log([f"{_now()} failed: {error}"])
+        raise
+    folder.write_status(state="finished", stage="done")
+    folder.log([f"{_now()} finished"])
+    return open_run(folder.path)
+
+
+class _Work:
+    """One ensemble under way."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: _Settings,
+        examples: Examples,
+        parallel: int | None,
+        listener: EnsembleListener,
+        stop: threading.Event,
+    ) -> None:
+        self.folder, self.settings, self.examples, self.listener, self.stop = (
+            folder,
+            settings,
+            examples,
+            listener,
+            stop,
+        )
+        self.device, self.parallel = resolve_device(settings.device), parallel
+        self.base = open_run(settings.ensemble.run)
+        self.partition = split(examples, settings.data).for_training()
+        self.halves = halves(self.partition.take(examples, "selection")[1])
+        self.source = SOURCES[settings.ensemble.candidates]
+        self.split: Split = splits_on(
+            examples, self.partition, ("selection",), config=settings.data, device=self.device
+        )["selection"]
+        self.labels = self.partition.take(examples, "selection")[1]
+        self.sizes = tidy_sizes(self.base.architecture.space, {k: v for k, v in settings.space.items() if k != "name"})
+
+    def train(self) -> None:
+        """Train candidates until the source asks for no more.
+
+        Raises:
+            Interrupted: when stopped.
+            RunError: if no candidate could be trained.
+        """
+        config, task, trained = self.settings.ensemble, self._task(), list[Trained]()
+        total = config.pool if self.source.many else config.members
+        extra = [self._reference()] if config.reference and self._has_reference() else []
+        while asked := self.source.ask(task, trained):
+            paths = [self._member(len(trained) + i, arch) for i, arch in enumerate(asked)]
+            before = len(trained)
+            failed = run_folders(
+                [*paths, *extra],
+                parallel=at_once(self.parallel, self.device.type, len(paths) + len(extra)),
+                device=None,
+                stop=self.stop,
+                on_change=lambda done, running, before=before: self.listener.on_members(  # type: ignore[misc]
+                    min(before + done, total), running, total
+                ),
+                keep_going=True,
+            )
+            for path in failed:
+                self.folder.log([f"{path.name} failed: {what_failed(path)}"])
+            trained += [
+                Trained(arch, self._selection(path) if path not in failed else self._blank())
+                for arch, path in zip(asked, paths, strict=True)
+            ]
+            extra = []
+        if not any(self._is_trained(i) for i in range(len(trained))):
+            raise RunError(f"no member could be trained: {what_failed(self._path(0))}")
+
+    def choose(self, *, seconds: float) -> None:
+        """Choose members among what was trained, mix and calibrate them, and write who they are."""
+        config = self.settings.ensemble
+        paths = sorted(path for path in (self.folder.path / "members").iterdir() if path.is_dir())
+        usable = [i for i in range(len(paths)) if self._is_trained(i)]
+        logits = np.stack([self._logits(i) for i in usable])
+        first, second = self.halves
+        pool = softmax(logits)
+        name = config.selection or self.source.selection
+        chosen = SELECTIONS[name](pool[:, first], self.labels[first], config.members)
+        picked = logits[list(chosen.members)]
+        weights = list(chosen.weights)
+        if config.weights == "stacked":
+            weights = stacked_weights(softmax(picked[:, first]), self.labels[first])
+        mixture = fit_mixture(picked[:, second], self.labels[second], weights, config.scaling)
+        members = [usable[i] for i in chosen.members]
+        runs = [open_run(self._path(i)) for i in members]
+        mean, std = scaling_of(self.examples, self.partition, self.settings.data)
+        distinct = len({run.architecture.canonical for run in runs})
+        record = {
+            "members": [f"members/{i:03d}" for i in members],
+            "architectures": [run.architecture.to_json() for run in runs],
+            "mixture": mixture.to_json(),
+            "selection": name,
+            "candidates": len(paths),
+            "failed": [f"members/{i:03d}" for i in range(len(paths)) if i not in usable],
+            "distinct": distinct,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "halves": {"selection": len(first), "calibration": len(second)},
+            "budget": self._budget(len(paths)),
+            "seconds": seconds,
+        }
+        self.folder.write_json("ensemble.json", record)
+
+    def _budget(self, candidates: int) -> dict[str, Any]:
+        """Return what all trainings cost together: epochs, and MACs of one image through all candidates."""
+        costs = [open_run(self._path(i)).summary["macs"] for i in range(candidates) if self._is_trained(i)]
+        return {
+            "candidates": candidates,
+            "epochs": candidates * self.settings.train.epochs,
+            "epoch_macs": sum(costs) * self.settings.train.epochs * self.partition.sizes["weights"],
+        }
+
+    def _path(self, index: int) -> Path:
+        return self.folder.path / "members" / f"{index:03d}"
+
+    def _is_trained(self, index: int) -> bool:
+        return open_run(self._path(index)).status.get("state") == "finished"
+
+    def _member(self, index: int, arch: Architecture) -> Path:
+        """Return a candidate's folder, written where it is not there yet."""
+        path = self._path(index)
+        if not path.exists():
+            record = training_record(
+                arch,
+                seed=1000 * self.settings.seed + index,
+                device=self.settings.device,
+                sizes=self.sizes,
+                data=self.settings.data,
+                config=self.settings.train,
+            )
+            _write_folder(path, record)
+        return path
+
+    def _has_reference(self) -> bool:
+        return min(self.examples.input_shape[1:]) > 1
+
+    def _reference(self) -> Path:
+        """Return the folder of a plain ResNet with as many MACs as the members have together, or nearly."""
+        path = self.folder.path / "reference"
+        if not path.exists():
+            shape, classes = self.examples.input_shape, len(self.examples.classes)
+            found = architecture_cost(self.base.architecture, sizes=self.sizes, input_shape=shape, classes=classes)
+            target, arch = self.settings.ensemble.members * found.macs, Architecture.parse(RESNET, NB201)
+            cells = int(self.settings.space.get("cells", 1)) if self.settings.space["name"] == "nb201" else 1
+
+            def macs(channels: int) -> int:
+                sizes = NB201.sizes(channels=channels, cells=cells)  # type: ignore[call-arg]
+                return architecture_cost(arch, sizes=sizes, input_shape=shape, classes=classes).macs
+
+            channels = 1
+            while macs(channels + 1) <= target:
+                channels += 1
+            record = training_record(
+                arch,
+                seed=1000 * self.settings.seed,
+                device=self.settings.device,
+                sizes=NB201.sizes(channels=channels, cells=cells),  # type: ignore[call-arg]
+                data=self.settings.data,
+                config=self.settings.train,
+            )
+            _write_folder(path, record)
+        return path
+
+    def _logits(self, index: int) -> np.ndarray:
+        """Return a candidate's logits on the selection split, kept beside its weights."""
+        path = self._path(index) / "selection.safetensors"
+        if not path.exists():
+            logits, _ = open_run(self._path(index)).predictor().to(self.device).logits_on(self.split)
+            write_atomically(path, safetensors.torch.save({"logits": torch.from_numpy(logits[0])}))
+        made: np.ndarray = safetensors.torch.load_file(path)["logits"].numpy()
+        return made
+
+    def _selection(self, path: Path) -> np.ndarray:
+        return softmax(self._logits(int(path.name)))[self.halves[0]]
+
+    def _blank(self) -> np.ndarray:
+        """Return what a candidate that failed says: nothing."""
+        k = len(self.examples.classes)
+        return np.full((len(self.halves[0]), k), 1 / k)
+
+    def _task(self) -> Task:
+        config, base = self.settings.ensemble, self.base
+        return Task(
+            found=base.architecture,
+            posterior=base.posterior,
+            size=config.members,
+            pool=config.pool,
+            seed=self.settings.seed,
+            labels=self.labels[self.halves[0]],
+            reopened=self._reopened,
+            shared=self._shared,
+        )
+
+    def _search_job(self) -> Job:
+        """Return the base run's search made ready again.
+
+        Raises:
+            ConfigError: if it was no single search over operations.
+        """
+        if self.base.config.get("repeats", 1) > 1 or any(c.alike for c in self.base.architecture.space.choices):
+            raise ConfigError(
+                f"--from {self.settings.ensemble.candidates} starts from a single search over operations, and "
+                f"{self.base.path} is none; take --from samples, top or deepens"
+            )
+        return prepare(self.examples, config=self.base.config)
+
+    def _reopened(self, position: int, seed: int) -> Architecture:
+        """Return where a restart with one choice open ends; kept in the folder, one by one."""
+        place = self.folder.path / "restarts" / f"{position:03d}-{seed}"
+        found = self.base.architecture
+        name = f"restarts/{place.name}.json"
+        if self.folder.has(name):
+            return Architecture.parse(self.folder.read_json(name)["architecture"], found.space)
+        job = self._search_job()
+        self.listener.on_stage(f"restart with {found.space.choices[position].name} open")
+        bpnas = job.settings.method_config
+        arch = restart(
+            _found_supernet(self.base, job),
+            found,
+            position,
+            data=job.splits,
+            setting=job.setting(job.supernet(_streams(seed, self.device))),
+            config=job.settings.engine.model_copy(update={"epochs": self.settings.ensemble.restart_epochs}),
+            method=bpnas if isinstance(bpnas, BPNASConfig) else BPNASConfig(),
+            seed=seed,
+            checkpoint=place.with_suffix(".safetensors"),
+            observer=Observer(should_stop=self.stop.is_set),
+        )
+        self.folder.write_json(name, {"architecture": arch.to_json(), "choice": found.space.choices[position].name})
+        return arch
+
+    def _shared(self) -> SharedSupernet:
+        """Return the shared supernet with its posterior, trained where it is not there yet."""
+        place, job = self.folder.path / "shared", self._search_job()
+        epochs = self.settings.ensemble.shared_epochs
+        config = merge(
+            self.base.config,
+            {
+                "seed": self.settings.seed,
+                "method": {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)},
+                "engine": {"epochs": epochs, "closing_epochs": 0, "recalibrate": False, "max_minutes": None},
+            },
+        )
+        config["method"] = {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)}
+        own = prepare(self.examples, config=config)
+        weights = place / "supernet.safetensors"
+        posterior = place / "posterior.json"
+        if not posterior.exists():
+            self.listener.on_stage("training a shared supernet")
+            shared = RunFolder(place)
+
+            def keep(record: dict[str, Any]) -> None:
+                state = {name: tensor.cpu().contiguous() for name, tensor in engine.net.state_dict().items()}
+                write_atomically(weights, safetensors.torch.save(state))
+
+            engine = own.engine(shared, Observer(on_round=keep, should_stop=self.stop.is_set))
+            if engine.checkpoint.exists():
+                engine.restore()
+            engine.run()
+            found = own.settings.method.posterior(engine.state)
+            shared.write_json("posterior.json", found.to_json())
+        net = job.supernet(_streams(self.settings.seed, self.device))
+        net.load_state_dict(safetensors.torch.load_file(weights))
+        table = MeanField.from_json(json.loads(posterior.read_text()), net.space)
+        indices = {**self.partition.indices, "selection": self.partition.indices["selection"][self.halves[0]]}
+        half = Partition(indices, self.partition.given)
+        chosen = splits_on(self.examples, half, ("selection",), config=self.settings.data, device=self.device)
+        return SharedSupernet(net, table, chosen["selection"], batch_size=4 * job.settings.engine.batch_size)
+
+
+def _found_supernet(base: Run, job: Job) -> Supernet:
+    """Return the supernet that a search ended with, cut to what was found, with its weights."""
+    net = job.supernet(_streams(0, job.device))
+    live = torch.zeros(net.space.n_options, dtype=torch.bool)
+    live[list(base.architecture.columns)] = True
+    net.prune(live)
+    tensors = safetensors.torch.load_file(base.folder.path / "checkpoints" / "last.safetensors")
+    net.load_state_dict({k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
+    made: Supernet = net
+    return made
+
+
+def _streams(seed: int, device: torch.device) -> Any:
+    from bayesarch.functional import Streams
+
+    return Streams(seed, device)
+
+
+def _write_folder(path: Path, record: dict[str, Any]) -> None:
+    """Write a folder that `resume` starts, whole or not at all: a kill leaves no half-written one behind."""
+    part = path.with_name(f".{path.name}.part")
+    if part.exists():
+        import shutil
+
+        shutil.rmtree(part)
+    RunFolder.create(part).write_config(record)
+    part.rename(path)
+
+
+def _free_name(base: Run, settings: _Settings) -> Path:
+    """Return <run>-<source>, with a number behind it if that is taken."""
+    stem = Path(f"{base.path}-{settings.ensemble.candidates}")
+    candidate, number = stem, 1
+    while candidate.exists():
+        number += 1
+        candidate = stem.with_name(f"{stem.name}-{number}")
+    return candidate
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")

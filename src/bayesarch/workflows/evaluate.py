@@ -1,0 +1,382 @@
+"""`evaluate`: what a run's answers are worth on the test split, and when the images are no longer what they were.
+
+Everything is of the test split unless it says otherwise; temperatures and conformal thresholds come from the
+calibration half of the selection split, which neither trained nor chose anything. Intervals are 90 %, over resampled
+examples.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bayesarch.data import DataConfig, Examples, load, split, splits_on
+from bayesarch.data.corruptions import CORRUPTIONS, STANDARD, corrupt
+from bayesarch.ensembles import Mixture, fit_mixture
+from bayesarch.errors import ConfigError, DataError, nearest
+from bayesarch.functional import uncertainty as un
+from bayesarch.nets import latency_ms, network_cost
+from bayesarch.report import write_ensemble_report
+from bayesarch.workflows.halves import halves
+from bayesarch.workflows.predictor import Predictor
+from bayesarch.workflows.run import Run, open_run
+from bayesarch.workflows.summary import edge_base
+
+__all__ = ["evaluate"]
+
+BINS = 15
+DRAWS = 500
+ALPHA = 0.1
+SHIFTED = 1000
+"""Test images at most that corruptions are tried on."""
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+MEASURES: dict[str, Measure] = {
+    "accuracy": un.accuracy,
+    "nll": un.nll,
+    "brier": un.brier,
+    "ece_width": lambda p, y: un.calibration_error(p, y, bins=BINS),
+    "ece_mass": lambda p, y: un.calibration_error(p, y, bins=BINS, equal="mass"),
+    "aurc": lambda p, y: un.risk_coverage(p, y)[2],
+}
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    data: Examples | None = None,
+    *,
+    ood: str | None = None,
+    corruptions: Sequence[str] = STANDARD,
+    severities: Sequence[int] = (1, 3, 5),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score a finished run's network, or its ensemble, on the test split; write evaluation.json and the report.
+
+    Args:
+        path: an ensemble, a training, or a search (the weights that were inherited).
+        data: the examples, where the run was given arrays.
+        ood: other data, as `search` takes them, of the same shape of image: can they be told from the test images?
+            None: test images with their pixels shuffled, which is an easy case.
+        corruptions: kinds of corruption; none: skipped.
+        severities: 1 to 5.
+        seed: decides bootstraps, corruptions and randomised sets.
+
+    Raises:
+        ConfigError: for an unknown corruption, or other data of another shape.
+        RunError: if the run is not finished.
+    """
+    run = open_run(path)
+    unknown = [kind for kind in corruptions if kind not in CORRUPTIONS]
+    if unknown:
+        raise ConfigError(f"no corruption {unknown[0]!r}, {nearest(unknown[0], CORRUPTIONS)}")
+    config = DataConfig(**run.config["data"])
+    examples = data if data is not None else load(config)
+    partition = split(examples, config)
+    if run.is_training or run.is_ensemble:
+        partition = partition.for_training()
+    on = torch.device("cpu")
+    splits = splits_on(examples, partition, ("selection", "test"), config=config, device=on)
+    predictor = run.predictor()
+    logits, y = predictor.logits_on(splits["test"])
+    held, held_y = predictor.logits_on(splits["selection"])
+    calibration = halves(held_y)[1]
+    held, held_y = held[:, calibration], held_y[calibration]
+    answers = _answers(run, predictor, logits, held, held_y)
+    if len(logits) > 1:
+        answers |= {f"member {i}": p for i, p in enumerate(un.softmax(logits))}
+    reference = _reference(run)
+    if reference is not None:
+        z, held_z = (reference.logits_on(splits[name])[0] for name in ("test", "selection"))
+        answers["plain ResNet"] = un.softmax(z[0])
+        answers["plain ResNet, T"] = fit_mixture(held_z[:, calibration], held_y, (1.0,), "joint")(z)
+    rows = [_row(name, p, y, seed) for name, p in answers.items()]
+    final = predictor.mixture(logits)
+    images, _ = partition.take(examples, "test")
+    least_sure = _least_sure(final, y)
+    record = {
+        "members": [
+            {
+                "path": Path(member.path).name,
+                "text": str(member.architecture),
+                "edges": [edge_base(member.architecture, i) for i in range(len(member.architecture.picks))],
+            }
+            for member in run.members
+        ],
+        "n": len(y),
+        "n_calibration": len(held_y),
+        "bins": BINS,
+        "rows": rows,
+        "differences": _differences(answers, y, seed),
+        "uncertainty": _uncertainty(predictor, logits, y),
+        "conformal": _conformal(predictor.mixture, logits, y, held, held_y, seed),
+        "ood": _ood(predictor, images, logits, ood, examples, seed),
+        "corruptions": _corrupted(predictor, images, y, corruptions, severities, seed),
+        "costs": _costs(run, predictor, reference),
+        "classes": list(predictor.classes),
+        "confusion": np.bincount(y * len(predictor.classes) + final.argmax(1), minlength=len(predictor.classes) ** 2)
+        .reshape(len(predictor.classes), -1)
+        .tolist(),
+        "curves": _curves({k: p for k, p in answers.items() if not k.startswith("member")}, y),
+        "least_sure": least_sure,
+    }
+    run.folder.write_json("evaluation.json", record)
+    if run.is_ensemble:
+        kept = run.folder.read_json("ensemble.json")
+        run.folder.write_json("summary.json", _summary(run, record, kept))
+    write_ensemble_report(run.folder, _pictures(images, least_sure))
+    return record
+
+
+def _answers(
+    run: Run, predictor: Predictor, logits: np.ndarray, held: np.ndarray, held_y: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the probabilities of each way to answer: before any temperature, and after each kind."""
+    weights, many = predictor.mixture.weights, len(logits) > 1
+    name = "ensemble" if many else "network"
+    made = {name: Mixture(weights, (1.0,) * len(logits))(logits)}
+    if many:
+        made[f"{name}, T each"] = fit_mixture(held, held_y, weights, "single")(logits)
+    made[f"{name}, T joint" if many else f"{name}, T"] = fit_mixture(held, held_y, weights, "joint")(logits)
+    return made
+
+
+def _row(name: str, p: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return every measure with its interval."""
+    row: dict[str, Any] = {"name": name}
+    for key, measure in MEASURES.items():
+        low, high = un.bootstrap(lambda i, m=measure: m(p[i], y[i]), len(y), draws=DRAWS, seed=seed)  # type: ignore[misc]
+        row[key] = {"value": measure(p, y), "low": low, "high": high}
+    return row
+
+
+def _differences(answers: dict[str, np.ndarray], y: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Return differences paired by example: what temperatures do, and whether a plain network is beaten."""
+    first = next(iter(answers))
+    pairs = [(name, first) for name in answers if name.startswith(f"{first}, T")]
+    if "plain ResNet" in answers:
+        pairs += [(first, "plain ResNet"), (f"{first}, T joint", "plain ResNet, T")]
+    rows = []
+    for other, base in pairs:
+        row: dict[str, Any] = {"name": other, "minus": base}
+        for key in ("accuracy", "nll"):
+            measure = MEASURES[key]
+            mean, low, high = un.paired_bootstrap(
+                lambda i, m=measure: m(answers[other][i], y[i]),  # type: ignore[misc]  # noqa: B023
+                lambda i, m=measure: m(answers[base][i], y[i]),  # type: ignore[misc]  # noqa: B023
+                len(y),
+                draws=DRAWS,
+                seed=seed,
+            )
+            row[key] = {"value": mean, "low": low, "high": high}
+        rows.append(row)
+    return rows
+
+
+def _uncertainty(predictor: Predictor, logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Return the split of uncertainty, overall and where the answer is right or wrong, and members' disagreement."""
+    members = predictor.mixture.members(logits)
+    parts = dict(
+        zip(("total", "aleatoric", "epistemic"), un.split_uncertainty(members, predictor.mixture.weights), strict=True)
+    )
+    right = predictor.mixture(logits).argmax(1) == y
+    means = {
+        name: {
+            "all": float(values.mean()),
+            "right": float(values[right].mean()) if right.any() else None,
+            "wrong": float(values[~right].mean()) if (~right).any() else None,
+        }
+        for name, values in parts.items()
+    }
+    return {"nats": means, "disagreement": un.disagreement(members), "wrong": int((~right).sum())}
+
+
+def _conformal(
+    mixture: Mixture, logits: np.ndarray, y: np.ndarray, held: np.ndarray, held_y: np.ndarray, seed: int
+) -> list[dict[str, Any]]:
+    """Return coverage and mean size of sets that promise 90 %: by threshold, and APS."""
+    p, q, rng = mixture(logits), mixture(held), np.random.default_rng(seed)
+    scores = {
+        "threshold": (1 - q, 1 - p),
+        "APS": (un.aps_scores(q, rng.random(len(q))), un.aps_scores(p, rng.random(len(p)))),
+    }
+    rows = []
+    for name, (calibrated, tested) in scores.items():
+        threshold = un.conformal_threshold(calibrated[np.arange(len(held_y)), held_y], ALPHA)
+        inside = un.prediction_sets(tested, threshold)
+        covered = inside[np.arange(len(y)), y]
+        low, high = un.bootstrap(lambda i, c=covered: float(c[i].mean()), len(y), draws=DRAWS, seed=seed)  # type: ignore[misc]
+        rows.append(
+            {
+                "name": name,
+                "promised": 1 - ALPHA,
+                "coverage": {"value": float(covered.mean()), "low": low, "high": high},
+                "mean_size": float(inside.sum(1).mean()),
+                "empty": float((inside.sum(1) == 0).mean()),
+            }
+        )
+    return rows
+
+
+def _ood(
+    predictor: Predictor, images: Any, logits: np.ndarray, ood: str | None, examples: Examples, seed: int
+) -> dict[str, Any] | None:
+    """Return how well uncertainty tells other images from test images; None where images stay on disk.
+
+    Raises:
+        ConfigError: if the other images have another shape.
+    """
+    if ood is None:
+        if not isinstance(images, np.ndarray):
+            return None
+        rng = np.random.default_rng(seed)
+        flat = images.reshape(len(images), -1, images.shape[-1])
+        strange = np.stack([one[rng.permutation(len(one))] for one in flat]).reshape(images.shape)
+        name = "test images with their pixels shuffled"
+    else:
+        other = load(DataConfig(source=ood))
+        if other.input_shape != examples.input_shape:
+            raise ConfigError(f"--ood {ood}: images are {other.input_shape}, the run's are {examples.input_shape}")
+        strange, name = other.given.get("test", (other.images, None))[0], Path(ood).name
+        strange = strange[: len(images)]
+    theirs = predictor.logits(np.asarray(strange))
+    rows = []
+    for by in ("total", "epistemic"):
+        if by == "epistemic" and len(logits) == 1:
+            continue
+        index = {"total": 0, "epistemic": 2}[by]
+        ours, strange_scores = (
+            un.split_uncertainty(predictor.mixture.members(z), predictor.mixture.weights)[index]
+            for z in (logits, theirs)
+        )
+        rows.append(
+            {
+                "by": f"{by} uncertainty",
+                "auroc": un.auroc(ours, strange_scores),
+                "aupr": un.average_precision(ours, strange_scores),
+                "fpr95": un.fpr_at_tpr(ours, strange_scores),
+            }
+        )
+    return {"name": name, "n": len(strange), "rows": rows}
+
+
+def _corrupted(
+    predictor: Predictor, images: Any, y: np.ndarray, kinds: Sequence[str], severities: Sequence[int], seed: int
+) -> list[dict[str, Any]]:
+    """Return accuracy, loss and calibration per kind and severity on at most 1,000 test images."""
+    if not isinstance(images, np.ndarray) or min(images.shape[1:3]) < 4:
+        return []
+    rng = np.random.default_rng(seed)
+    index = np.sort(rng.permutation(len(y))[:SHIFTED])
+    rows = []
+    for kind in kinds:
+        for severity in severities:
+            p = predictor.predict_proba(corrupt(images[index], kind, severity, seed=seed))
+            rows.append(
+                {
+                    "kind": kind,
+                    "severity": severity,
+                    "n": len(index),
+                    **{key: MEASURES[key](p, y[index]) for key in ("accuracy", "nll", "ece_width")},
+                }
+            )
+    return rows
+
+
+def _reference(run: Run) -> Predictor | None:
+    """Return the plain ResNet that an ensemble was trained beside, where there is one."""
+    path = run.folder.path / "reference"
+    if not run.is_ensemble or not (path / "status.json").is_file():
+        return None
+    other = open_run(path)
+    return other.predictor() if other.status.get("state") == "finished" else None
+
+
+def _costs(run: Run, predictor: Predictor, reference: Predictor | None) -> list[dict[str, Any]]:
+    """Return parameters, MACs, latency and size on disk of every network, and of all members together."""
+    rows = []
+    named = [
+        (f"member {i}" if len(predictor.networks) > 1 else "network", net) for i, net in enumerate(predictor.networks)
+    ]
+    for name, net in [*named, *([("plain ResNet", reference.networks[0])] if reference is not None else [])]:
+        cost = network_cost(net, predictor.input_shape)
+        size = sum(p.numel() * p.element_size() for p in net.state_dict().values())
+        rows.append(
+            {"name": name, "params": cost.params, "macs": cost.macs, "bytes": size,
+             "latency_ms": latency_ms(net, predictor.input_shape)}
+        )  # fmt: skip
+    if len(named) > 1:
+        members = rows[: len(named)]
+        keys = ("params", "macs", "bytes", "latency_ms")
+        rows.insert(len(named), {"name": "all members", **{key: sum(row[key] for row in members) for key in keys}})
+    return rows
+
+
+def _curves(answers: dict[str, np.ndarray], y: np.ndarray) -> dict[str, Any]:
+    """Return what the report draws: reliability and risk against coverage."""
+    made = {}
+    for name, p in answers.items():
+        diagram = un.reliability(p, y, bins=BINS)
+        coverage, risk, _ = un.risk_coverage(p, y)
+        step = max(len(coverage) // 200, 1)
+        made[name] = {
+            "n": diagram.n.tolist(),
+            "confidence": diagram.confidence.tolist(),
+            "accuracy": diagram.accuracy.tolist(),
+            "coverage": coverage[step - 1 :: step].tolist(),
+            "risk": risk[step - 1 :: step].tolist(),
+        }
+    return made
+
+
+def _least_sure(p: np.ndarray, y: np.ndarray, count: int = 12) -> list[dict[str, Any]]:
+    """Return the test examples of the highest entropy."""
+    h = un.entropy(p)
+    return [
+        {"index": int(i), "true": int(y[i]), "said": int(p[i].argmax()), "confidence": float(p[i].max()),
+         "entropy": float(h[i])}
+        for i in np.argsort(-h, kind="stable")[:count]
+    ]  # fmt: skip
+
+
+def _pictures(images: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Return the least sure images as uint8 (H, W, C), for the report."""
+    try:
+        chosen = [np.asarray(images[np.array([row["index"]])])[0] for row in rows]
+    except (TypeError, DataError):
+        return []
+    made = []
+    for one in chosen:
+        low, high = float(one.min()), float(one.max())
+        made.append(
+            one if one.dtype == np.uint8 else np.rint(255 * (one - low) / max(high - low, 1e-12)).astype(np.uint8)
+        )
+    return made
+
+
+def _summary(run: Run, record: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+    """Return what the final table of an ensemble shows."""
+    return {
+        "source": run.config["ensemble"]["candidates"],
+        "search": run.config["ensemble"]["run"],
+        "members": [
+            {"path": name, "architecture": str(member.architecture), "digest": member.architecture.digest}
+            for name, member in zip(kept["members"], run.members, strict=True)
+        ],
+        "distinct": kept["distinct"],
+        "candidates": kept["candidates"],
+        "failed": kept["failed"],
+        "budget": kept["budget"],
+        "mixture": kept["mixture"],
+        "n": record["n"],
+        "rows": record["rows"],
+        "differences": record["differences"],
+        "uncertainty": record["uncertainty"],
+        "conformal": record["conformal"],
+        "ood": record["ood"],
+        "costs": record["costs"],
+        "times": {"seconds": kept["seconds"]},
+        "warnings": [],
+    }
