@@ -210,7 +210,7 @@ def test_show_prices_a_genotype_too_long_for_a_file_name():
 def test_public_names():
     assert set(ba.__all__) == {
         "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "compare", "DATASETS",
-        "ensemble", "evaluate",
+        "ensemble", "evaluate", "export",
         "METHODS", "open_run", "resume", "search", "SPACES", "supernet_from", "train",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bayesarch.workflows.compare import compare as compare
     from bayesarch.workflows.ensemble import ensemble as ensemble
     from bayesarch.workflows.evaluate import evaluate as evaluate
+    from bayesarch.workflows.export import export as export
     from bayesarch.workflows.run import Run as Run
     from bayesarch.workflows.run import open_run as open_run
     from bayesarch.workflows.search import resume as resume
@@ -42,6 +43,7 @@ _HOMES = {
     "DATASETS": ("bayesarch.data", "DATASETS"),
     "ensemble": ("bayesarch.workflows.ensemble", "ensemble"),
     "evaluate": ("bayesarch.workflows.evaluate", "evaluate"),
+    "export": ("bayesarch.workflows.export", "export"),
     "METHODS": ("bayesarch.methods", "METHODS"),
     "open_run": ("bayesarch.workflows.run", "open_run"),
     "resume": ("bayesarch.workflows.search", "resume"),
@@ -65,6 +67,7 @@ __all__ = [
     "compare",
     "ensemble",
     "evaluate",
+    "export",
     "open_run",
     "resume",
     "search",

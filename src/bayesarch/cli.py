@@ -205,6 +205,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[str | None, typer.Option(help="A file (.onnx, .pt2, .py) or a folder [RUN/exports]")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="onnx, program, source or all [by the ending]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a network or an ensemble as a file that runs without us; checked on real images before it gets its name."""
+    from bayesarch.workflows.export import export as write
+
+    rows = write(run, out, format=format_)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        print(
+            f"{row['file']}  {row['bytes'] / 1e6:.2f} MB, probabilities of {row['examples']} images within "
+            f"{row['difference']:.1e} of the network's"
+        )
+
+
+@app.command()
 def resume(
     run: RunArgument,
     device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,

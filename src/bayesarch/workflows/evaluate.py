@@ -95,7 +95,6 @@ def evaluate(
     rows = [_row(name, p, y, seed) for name, p in answers.items()]
     final = predictor.mixture(logits)
     images, _ = partition.take(examples, "test")
-    least_sure = _least_sure(final, y)
     record = {
         "members": [
             {
@@ -120,14 +119,32 @@ def evaluate(
         .reshape(len(predictor.classes), -1)
         .tolist(),
         "curves": _curves({k: p for k, p in answers.items() if not k.startswith("member")}, y),
-        "least_sure": least_sure,
+        "least_sure": _least_sure(final, y),
     }
-    run.folder.write_json("evaluation.json", record)
     if run.is_ensemble:
         kept = run.folder.read_json("ensemble.json")
         run.folder.write_json("summary.json", _summary(run, record, kept))
-    write_ensemble_report(run.folder, _pictures(images, least_sure))
+    run.folder.write_json("evaluation.json", record)
+    write_page(run, images)
     return record
+
+
+def write_page(run: Run, images: Any = None) -> None:
+    """Write the page of an evaluated run again.
+
+    Args:
+        run: holds evaluation.json.
+        images: the raw test images, for pictures of the least sure; None: loaded, where they can be.
+    """
+    if images is None:
+        try:
+            config = DataConfig(**run.config["data"])
+            examples = load(config)
+            images, _ = split(examples, config).take(examples, "test")
+        except DataError:
+            images = []
+    rows = run.folder.read_json("evaluation.json")["least_sure"]
+    write_ensemble_report(run.folder, _pictures(images, rows))
 
 
 def _answers(
@@ -345,7 +362,7 @@ def _pictures(images: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:
     """Return the least sure images as uint8 (H, W, C), for the report."""
     try:
         chosen = [np.asarray(images[np.array([row["index"]])])[0] for row in rows]
-    except (TypeError, DataError):
+    except (TypeError, IndexError, DataError):
         return []
     made = []
     for one in chosen:
