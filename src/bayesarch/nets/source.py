@@ -63,6 +63,7 @@ def source_of(net: nn.Module, name: str) -> Source:
     code = body[body.index("def forward") :]
     code = re.sub(r"^(def forward\([^)]*\)).*?:$", r"\1:", code, count=1, flags=re.MULTILINE)
     code = re.sub(r";\s+\w+( = \w+)* = None", "", code)  # fx frees what is no longer needed; python does so by itself
+    code = re.sub(r"torch\._C\._nn\.(\w+)", r"torch.nn.functional.\1", code)
     lines = [
         f"class {name}(nn.Module):",
         '    """A network that was found and trained by bayesarch."""',

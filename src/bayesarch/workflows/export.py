@@ -239,7 +239,7 @@ def _write_source(path: Path, predictor: Predictor) -> None:
         input_shape=predictor.input_shape,
         mean=predictor.mean.tolist(),
         std=predictor.std.tolist(),
-        mixture=predictor.mixture,
+        mixture={key: np.asarray(value).tolist() for key, value in predictor.mixture.to_json().items()},
         architectures=[str(arch) for arch in predictor.architectures],
         version=bayesarch.__version__,
     )

@@ -49,43 +49,94 @@ def run_folders(
         Interrupted: when stopped.
         RunError: if a run fails and `keep_going` is False; names it and what it said.
     """
-    waiting = [path for path in paths if open_run(path).status.get("state") != "finished"]
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    threads = max(1, (os.cpu_count() or 1) // parallel)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    done, failed = len(paths) - len(waiting), []
-    on_change(done, 0)
+    crew = _Crew(paths, parallel, device)
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel and not stop.is_set():
-                path = waiting.pop(0)
-                command = [sys.executable, "-m", "bayesarch", "resume", str(path), "--json"]
-                command += [] if device is None else ["--device", device]
-                with (path / "process.txt").open("ab") as log:
-                    running[path] = subprocess.Popen(
-                        command, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-                    )
-                on_change(done, len(running))
-            for path, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[path]
-                if process.returncode != 0 and not stop.is_set():
-                    if not keep_going:
-                        raise RunError(f"{path} failed: {what_failed(path)}; the others are kept")
-                    failed.append(path)
-                done += process.returncode == 0
-                on_change(done, len(running))
+        while crew.busy:
             if stop.is_set():
                 raise Interrupted
+            crew.start()
+            for path in crew.ended():
+                if not keep_going:
+                    raise RunError(f"{path} failed: {what_failed(path)}; the others are kept")
+            if crew.changed:
+                on_change(crew.done, len(crew.running))
             time.sleep(POLL_SECONDS)
     finally:
-        for process in running.values():
+        crew.dismiss()
+    return crew.failed
+
+
+class _Crew:
+    """Processes at work on run folders.
+
+    Args:
+        paths: the run folders.
+        parallel: processes at a time.
+        device: another device than the runs were made for, or None.
+    """
+
+    def __init__(self, paths: Sequence[Path], parallel: int, device: str | None) -> None:
+        self.waiting, self.parallel, self.device = list(paths), parallel, device
+        self.running: dict[Path, subprocess.Popen[bytes]] = {}
+        self.failed: list[Path] = []
+        self.done, self._told = 0, (-1, -1)
+        threads = max(1, (os.cpu_count() or 1) // parallel)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def changed(self) -> bool:
+        """Whether (done, running) is another than when this was last asked."""
+        before, self._told = self._told, (self.done, len(self.running))
+        return before != self._told
+
+    def start(self) -> None:
+        """Start what may run now; what a killed parent left running is waited for, what is finished is counted."""
+        orphans = [path for path in self.waiting if _at_work(path)]
+        for path in [path for path in self.waiting if path not in orphans]:
+            if open_run(path).status.get("state") == "finished":
+                self.done += 1
+            elif len(self.running) + len(orphans) < self.parallel:
+                command = [sys.executable, "-m", "bayesarch", "resume", str(path), "--json"]
+                command += [] if self.device is None else ["--device", self.device]
+                with (path / "process.txt").open("ab") as log:
+                    self.running[path] = subprocess.Popen(
+                        command, env=self.environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                    )
+            else:
+                continue
+            self.waiting.remove(path)
+
+    def ended(self) -> list[Path]:
+        """Take processes that have ended from the running ones, and return those that failed."""
+        fresh = []
+        for path, process in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[path]
+            self.done += process.returncode == 0
+            if process.returncode != 0:
+                fresh.append(path)
+        self.failed += fresh
+        return fresh
+
+    def dismiss(self) -> None:
+        """Ask everyone to stop, and wait until their places are saved."""
+        for process in self.running.values():
             process.terminate()
-        for process in running.values():
+        for process in self.running.values():
             process.wait()
-    return failed
+
+
+def _at_work(path: Path) -> bool:
+    """Return whether a process that is not ours is still at a run."""
+    status = open_run(path).status
+    return status.get("state") == "running" and status.get("pid") != os.getpid()
 
 
 def what_failed(path: Path) -> str:

@@ -53,7 +53,7 @@ class Run:
     @property
     def is_training(self) -> bool:
         """Whether this is a training of one architecture, not a search."""
-        return "train" in self.config
+        return "train" in self.config and "architecture" in self.config
 
     @property
     def is_ensemble(self) -> bool:

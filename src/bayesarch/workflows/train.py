@@ -177,8 +177,8 @@ def _target(
     if isinstance(target, str) and not Path(target).is_dir():
         raise RunError(f"{target} is neither a run folder nor an architecture")
     run = target if isinstance(target, Run) else open_run(target, space=space if isinstance(space, Space) else None)
-    if "train" in run.config:
-        raise ConfigError(f"{run.path} is a training itself; give the search, or the architecture")
+    if run.is_training or run.is_ensemble:
+        raise ConfigError(f"{run.path} holds trained networks itself; give the search, or the architecture")
     data = {key: value for key, value in run.config["data"].items() if key != "bootstrap"}
     base = {"space": run.config["space"], "data": data}
     return run.architecture, base, run
