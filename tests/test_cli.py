@@ -211,7 +211,7 @@ def test_public_names():
     assert set(ba.__all__) == {
         "Architecture", "BayesarchError", "Choice", "Run", "Space", "__version__", "build", "compare", "DATASETS",
         "ensemble", "evaluate", "export",
-        "METHODS", "open_run", "resume", "search", "SPACES", "supernet_from", "train",
+        "METHODS", "open_run", "resume", "run", "search", "SPACES", "supernet_from", "train",
     }  # fmt: skip
     assert all(getattr(ba, name) is not None for name in ba.__all__)
     assert set(ba.METHODS) == {

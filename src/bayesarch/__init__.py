@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bayesarch.workflows.search import resume as resume
     from bayesarch.workflows.search import search as search
     from bayesarch.workflows.train import train as train
+    from bayesarch.workflows.whole import run as run
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ _HOMES = {
     "METHODS": ("bayesarch.methods", "METHODS"),
     "open_run": ("bayesarch.workflows.run", "open_run"),
     "resume": ("bayesarch.workflows.search", "resume"),
+    "run": ("bayesarch.workflows.whole", "run"),
     "search": ("bayesarch.workflows.search", "search"),
     "SPACES": ("bayesarch.spaces", "SPACES"),
     "supernet_from": ("bayesarch.nets", "supernet_from"),
@@ -70,6 +72,7 @@ __all__ = [
     "export",
     "open_run",
     "resume",
+    "run",
     "search",
     "supernet_from",
     "train",

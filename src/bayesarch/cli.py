@@ -35,6 +35,35 @@ def main() -> None:
 
 
 @app.command()
+def run(
+    data: Annotated[str | None, typer.Option(help="As `search` takes it [digits]")] = None,
+    out: Annotated[str, typer.Option(help="A folder for everything; one that is there is gone on with")] = "runs/run",
+    seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as ensemble.members=5")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole road: search, ensemble, calibration, evaluation, export, report."""
+    from bayesarch.terminal import RoadProgress
+    from bayesarch.workflows.whole import run as run_all
+
+    with RoadProgress(out, quiet=as_json) as progress:
+        done = _interruptible(
+            lambda: run_all(
+                data, out=out, seed=seed, device=device, config=config, set=set_, listener=progress.listener
+            ),
+            progress,
+        )
+    _conclude(done, as_json)
+    if not as_json:
+        for row in done.folder.read_json("exports/exports.json")["files"]:
+            print(f"{'export':<10} {done.path}/exports/{row['file']}, within {row['difference']:.1e} of the network")
+
+
+@app.command()
 def search(
     data: Annotated[
         str | None, typer.Option(help="digits, planted, a folder of images, an .npz or .parquet file, hf:NAME [digits]")
@@ -396,8 +425,9 @@ def _interruptible(work: Any, progress: Any) -> Any:
         return work()
     except Interrupted:
         progress.stop()
+        again = getattr(progress, "again", f"bayesarch resume {progress.path}")
         print(
-            f"interrupted; the place is saved. Continue with: bayesarch resume {progress.path}",
+            f"interrupted; the place is saved. Continue with: {again}",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None

@@ -1,6 +1,7 @@
 """What people see in a terminal: progress, tables, one-line answers. rich, no torch."""
 
 from bayesarch.terminal.ensembles import EnsembleProgress as EnsembleProgress
+from bayesarch.terminal.ensembles import RoadProgress as RoadProgress
 from bayesarch.terminal.ensembles import print_evaluation as print_evaluation
 from bayesarch.terminal.searches import Progress as Progress
 from bayesarch.terminal.searches import TrainingProgress as TrainingProgress
@@ -18,6 +19,7 @@ from bayesarch.terminal.searches import status_line as status_line
 __all__ = [
     "EnsembleProgress",
     "Progress",
+    "RoadProgress",
     "TrainingProgress",
     "plan_line",
     "print_architecture",

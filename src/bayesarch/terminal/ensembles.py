@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bayesarch.terminal.amounts import amount, duration
 
-__all__ = ["EnsembleProgress", "print_evaluation"]
+__all__ = ["EnsembleProgress", "RoadProgress", "print_evaluation"]
 
 
 class EnsembleProgress:
@@ -51,6 +51,47 @@ class EnsembleProgress:
         self._bar.update(
             self._task, text=f"members: {done} of {of} trained, {running} running", completed=done, total=of
         )
+
+
+class RoadProgress:
+    """One part's progress after the other's.
+
+    Args:
+        out: the folder of everything.
+        quiet: show nothing.
+    """
+
+    def __init__(self, out: str, *, quiet: bool = False) -> None:
+        from bayesarch.terminal.searches import Progress
+        from bayesarch.workflows.whole import RunListener
+
+        self.path, self.again = out, f"bayesarch run --out {out}"
+        self._search, self._ensemble = Progress(quiet=quiet), EnsembleProgress(quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet)
+        self.listener = RunListener(self._search.listener, self._ensemble.listener, self._part)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the live lines away."""
+        self._search.stop()
+        self._ensemble.stop()
+
+    def _part(self, name: str, run: Any) -> None:
+        if name != "search":
+            return
+        self._search.stop()
+        found = run.summary
+        self._console.print(
+            f"found {found['cell'] if len(found['cell']) < 200 else found['digest']} "
+            f"({found['params']:,} parameters); now the ensemble",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+        self._ensemble.__enter__()
 
 
 def print_evaluation(run: Any) -> None:

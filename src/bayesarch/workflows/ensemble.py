@@ -78,6 +78,8 @@ class EnsembleConfig(Config):
     """Members of the ensemble."""
     pool: int = Field(default=12, ge=2)
     """Candidates trained by sources that choose among many (nes-rs, nes-re)."""
+    architecture: str | None = None
+    """The architecture that bpnas, neighbours and deepens start from; null: what the search found."""
     selection: Selection | None = None
     """How members are chosen: forward (greedy), forward-replace (members may count twice), top, all; null: the
     source's own way."""
@@ -424,7 +426,7 @@ class _Work:
     def _task(self) -> Task:
         config, base = self.settings.ensemble, self.base
         return Task(
-            found=base.architecture,
+            found=self._start(),
             posterior=base.posterior,
             size=config.members,
             pool=config.pool,
@@ -433,6 +435,11 @@ class _Work:
             reopened=self._reopened,
             shared=self._shared,
         )
+
+    def _start(self) -> Architecture:
+        """Return the architecture that sources start from."""
+        given = self.settings.ensemble.architecture
+        return self.base.architecture if given is None else Architecture.parse(given, self.base.architecture.space)
 
     def _search_job(self) -> Job:
         """Return the base run's search made ready again.
