@@ -38,7 +38,8 @@ def one(name: str, run, seed: int, epochs: int, work: Path) -> dict:
 
     out = work / f"{name}-s{seed}"
     given = {
-        "ensemble.candidates": name, "ensemble.reference": False, "ensemble.restart_epochs": 30, "ensemble.shared_epochs": 40,
+        "ensemble.candidates": name, "ensemble.reference": False, "ensemble.restart_epochs": 30,
+        "ensemble.shared_epochs": 40,
         "train.epochs": epochs if name in POOLED else 4 * epochs, **SOURCES[name],
     }  # fmt: skip
     if out.exists():

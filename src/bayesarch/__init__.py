@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesarch.data import DATASETS as DATASETS
     from bayesarch.errors import BayesarchError as BayesarchError
+    from bayesarch.estimator import BayesArchClassifier as BayesArchClassifier
     from bayesarch.methods import METHODS as METHODS
     from bayesarch.nets import build as build
     from bayesarch.nets import supernet_from as supernet_from
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": ("bayesarch.spaces", "Architecture"),
+    "BayesArchClassifier": ("bayesarch.estimator", "BayesArchClassifier"),
     "BayesarchError": ("bayesarch.errors", "BayesarchError"),
     "Choice": ("bayesarch.spaces", "Choice"),
     "Run": ("bayesarch.workflows.run", "Run"),
@@ -60,6 +62,7 @@ __all__ = [
     "METHODS",
     "SPACES",
     "Architecture",
+    "BayesArchClassifier",
     "BayesarchError",
     "Choice",
     "Run",

@@ -79,7 +79,7 @@ IMAGES = np.zeros((40, 6, 6), np.uint8)
         (IMAGES, LABELS + 1, "no example of class 0"),
         (IMAGES, LABELS + 0.5, "whole numbers"),
         (IMAGES, np.eye(4)[LABELS], "one class per image"),
-        (IMAGES[0], LABELS, "must have shape"),
+        (IMAGES[0, 0], LABELS, "must have shape"),
         (np.full((40, 6, 6), np.nan), LABELS, "40 images hold NaN"),
         (np.full((40, 6, 6), 300), LABELS, r"0\.\.255; got 300\.\.300"),
         (np.zeros((40, 3, 6, 3), np.uint8), LABELS, r"data\.layout=hwc"),

@@ -14,6 +14,8 @@ SMALL = {
     "darts": TWO_INPUTS,
     "bayesnas-cell": TWO_INPUTS,
     "tree-cell": {"channels": 4, "alpha": 6},
+    "mlp": {},
+    "nb201-series": {"channels": 4, "cells": 1},
 }
 MANY_BLOCKS = "tree-cell-18"
 """54 blocks: the same cells as tree-cell, too many to build again and again."""

@@ -15,8 +15,9 @@ from bayesarch.errors import DataError
 
 __all__ = ["Examples", "Layout", "as_examples"]
 
-Layout = Literal["auto", "hw", "hwc", "chw"]
-"""Order of an image's axes: `hw` grey without a channel axis, `hwc`, `chw`; `auto` guesses from the shape."""
+Layout = Literal["auto", "hw", "hwc", "chw", "cl"]
+"""Order of an image's axes: `hw` grey without a channel axis, `hwc`, `chw`; of a series, `cl`, channels and length;
+`auto` guesses from the shape, and takes three axes for `hw`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def as_examples(
     """Return checked examples.
 
     Args:
-        images: shape (n, H, W), (n, H, W, C) or (n, C, H, W); integers 0..255 or finite floats.
+        images: shape (n, H, W), (n, H, W, C) or (n, C, H, W); a table (n, F); integers 0..255 or finite floats.
         labels: shape (n,): integers 0..K-1 or strings.
         layout: order of an image's axes.
         classes: class names; None: the labels themselves.
@@ -104,17 +105,9 @@ def _tidy_images(images: np.ndarray, layout: Layout, source: str) -> np.ndarray:
     """Return images as (n, H, W, C), uint8 or float32."""
     if images.dtype == object:
         raise DataError(f"{source}: the images differ in size; resize them to one (--set data.image_size=32)")
-    if images.ndim not in (3, 4) or len(images) == 0:
+    if images.ndim not in (2, 3, 4) or len(images) == 0:
         raise DataError(f"{source}: images must have shape (n, H, W), (n, H, W, C) or (n, C, H, W); got {images.shape}")
-    if images.ndim == 3:
-        images = images[..., None]
-    elif layout == "chw" or (layout == "auto" and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)):
-        images = images.transpose(0, 2, 3, 1)
-    elif layout == "auto" and images.shape[1] in (1, 3, 4) and images.shape[3] in (1, 3, 4):
-        raise DataError(
-            f"{source}: cannot tell the channel axis of shape {images.shape}; "
-            "say --set data.layout=hwc or data.layout=chw"
-        )
+    images = _channels_last(images, layout, source)
     if np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
             bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
@@ -126,6 +119,29 @@ def _tidy_images(images: np.ndarray, layout: Layout, source: str) -> np.ndarray:
             raise DataError(f"{source}: integer images must lie in 0..255; got {low}..{high} (use floats instead)")
         return np.ascontiguousarray(images, dtype=np.uint8)
     raise DataError(f"{source}: images must be integers or floats; got {images.dtype}")
+
+
+def _channels_last(images: np.ndarray, layout: Layout, source: str) -> np.ndarray:
+    """Return images as (n, H, W, C), whatever the order of their axes.
+
+    Raises:
+        DataError: if the order cannot be told.
+    """
+    if images.ndim == 2:  # a table: every column is a channel of one pixel, and scaled by itself
+        return images[:, None, None, :]
+    if images.ndim == 3 and layout == "cl":
+        return images.transpose(0, 2, 1)[:, None]
+    if images.ndim == 3:
+        return images[..., None]
+    first, last = images.shape[1] in (1, 3, 4), images.shape[3] in (1, 3, 4)
+    if layout == "chw" or (layout == "auto" and first and not last):
+        return images.transpose(0, 2, 3, 1)
+    if layout == "auto" and first and last:
+        raise DataError(
+            f"{source}: cannot tell the channel axis of shape {images.shape}; "
+            "say --set data.layout=hwc or data.layout=chw"
+        )
+    return images
 
 
 def _tidy_labels(

@@ -35,6 +35,7 @@ class MemorySplit:
         std: likewise, > 0.
         device: where batches are made.
         class_weights: how much an example of each class counts in a loss, shape (K,); None: all the same.
+        sample_weights: how much each example counts beside that, shape (n,); None: all the same.
     """
 
     def __init__(
@@ -47,10 +48,14 @@ class MemorySplit:
         std: np.ndarray,
         device: torch.device,
         class_weights: np.ndarray | None = None,
+        sample_weights: np.ndarray | None = None,
     ) -> None:
         self.device = device
         self._class_weights = (
             None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32, device=device)
+        )
+        self._sample_weights = (
+            None if sample_weights is None else torch.as_tensor(sample_weights, dtype=torch.float32, device=device)
         )
         self.side = images.shape[1], images.shape[2]
         self.pad = config.crop if config.crop is not None else min(self.side) // 8
@@ -100,6 +105,9 @@ class MemorySplit:
         images = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
         labels = self.labels[index]
         weights = None if self._class_weights is None else self._class_weights[labels]
+        if self._sample_weights is not None:
+            own = self._sample_weights[index]
+            weights = own if weights is None else weights * own
         return Batch(images.permute(0, 3, 1, 2), labels, weights)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -204,10 +212,20 @@ def splits_on(
     *,
     config: DataConfig,
     device: torch.device,
+    sample_weights: np.ndarray | None = None,
 ) -> dict[str, Split]:
     """Return the named splits on a device; what is not named is not even copied there. Large folders stay on disk.
 
     Scaling comes from the weights split alone, so that no other split leaks into it.
+
+    Args:
+        examples: in memory, or files.
+        partition: which examples belong to which split.
+        names: of the splits wanted.
+        config: augmentation, scaling, class weights.
+        device: where batches are made.
+        sample_weights: how much each of `examples.labels` counts in a loss, shape (n,); None: all the same. For
+            examples in memory, and not for splits that the source gave.
     """
     mean, std = scaling_of(examples, partition, config)
     class_weights = None
@@ -218,5 +236,8 @@ def splits_on(
     for name in names:
         images, labels = partition.take(examples, name)
         kind: Any = FileSplit if isinstance(images, ImageFiles) else MemorySplit
-        made[name] = kind(images, labels, config=config, mean=mean, std=std, device=device, class_weights=class_weights)
+        own = {} if sample_weights is None else {"sample_weights": sample_weights[partition.indices[name]]}
+        made[name] = kind(
+            images, labels, config=config, mean=mean, std=std, device=device, class_weights=class_weights, **own
+        )
     return made

@@ -28,7 +28,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=20)
     """Use only so many training examples, drawn by class; None: all."""
     layout: Layout = "auto"
-    """Axes of array images: hw, hwc, chw; auto guesses from the shape."""
+    """Axes of array images: hw, hwc, chw; of series cl (channels, length); auto guesses from the shape."""
     image_size: int | None = Field(default=None, ge=4)
     """Resize the images of a folder to squares of this side; None: they must agree."""
     loading: Literal["auto", "memory", "files"] = "auto"

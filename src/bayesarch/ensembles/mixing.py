@@ -53,7 +53,9 @@ class Mixture:
         return cls(tuple(record["weights"]), tuple(record["temperatures"]), record["joint"])
 
 
-def fit_mixture(logits: np.ndarray, y: np.ndarray, weights: Sequence[float], scaling: Scaling) -> Mixture:
+def fit_mixture(
+    logits: np.ndarray, y: np.ndarray, weights: Sequence[float], scaling: Scaling, *, counting: np.ndarray | None = None
+) -> Mixture:
     """Return the mixture whose temperatures have the lowest loss on a calibration split.
 
     Args:
@@ -61,11 +63,12 @@ def fit_mixture(logits: np.ndarray, y: np.ndarray, weights: Sequence[float], sca
         y: true classes, shape (n,).
         weights: of the members.
         scaling: which temperatures are fitted.
+        counting: how much each example counts, shape (n,); None: all the same.
     """
     plain = Mixture(tuple(weights), (1.0,) * len(logits))
 
     def fitted(z: np.ndarray) -> float:
-        loss: Callable[[float], float] = lambda t: nll(softmax(z, t), y) + math.log(t) ** 2 / (2 * len(y))  # noqa: E731
+        loss: Callable[[float], float] = lambda t: nll(softmax(z, t), y, counting) + math.log(t) ** 2 / (2 * len(y))  # noqa: E731
         return fit_temperature(loss)
 
     if scaling == "single":

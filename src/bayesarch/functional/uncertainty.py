@@ -62,9 +62,13 @@ def accuracy(p: Array, y: Array) -> float:
     return float((p.argmax(1) == y).mean())
 
 
-def nll(p: Array, y: Array) -> float:
-    """Return the mean negative log probability of the true class, nats; a probability of 0 counts as 1e-300."""
-    return float(-np.log(np.maximum(p[np.arange(len(y)), y], TINY)).mean()) + 0.0  # no minus zero
+def nll(p: Array, y: Array, counting: Array | None = None) -> float:
+    """Return the mean negative log probability of the true class, nats; a probability of 0 counts as 1e-300.
+
+    `counting` says how much each example counts, shape (n,); None: all the same.
+    """
+    each = -np.log(np.maximum(p[np.arange(len(y)), y], TINY))
+    return float(np.average(each, weights=counting)) + 0.0  # no minus zero
 
 
 def brier(p: Array, y: Array) -> float:

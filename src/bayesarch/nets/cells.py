@@ -54,15 +54,15 @@ class ConvStack(nn.Module):
     running_var: Tensor
     columns_index: Tensor
 
-    def __init__(self, channels: int, kernel: int, columns: Sequence[int], targets: Sequence[str]) -> None:
+    def __init__(self, channels: int, sides: tuple[int, int], columns: Sequence[int], targets: Sequence[str]) -> None:
         super().__init__()
-        self.channels, self.kernel = channels, kernel
+        self.channels, self.padding = channels, (sides[0] // 2, sides[1] // 2)
         self.columns, self.targets = list(columns), list(targets)
         self.momentum: float = 0.1
         """Weight of a new batch in the running statistics, as in `torch.nn.BatchNorm2d`."""
         self.weights = nn.ParameterDict()
         for column in self.columns:
-            conv = nn.Conv2d(channels, channels, kernel, bias=False)
+            conv = nn.Conv2d(channels, channels, sides, bias=False)
             self.weights[str(column)] = conv.weight
         self.register_buffer("running_mean", torch.zeros(len(self.columns), channels))
         self.register_buffer("running_var", torch.ones(len(self.columns), channels))
@@ -128,7 +128,7 @@ class ConvStack(nn.Module):
         var = self.running_var[rows] if partial else self.running_var
         scale = gates[:, self.columns_index[rows] if partial else self.columns_index]
         shared = gates.shape[0] == 1
-        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.kernel // 2)
+        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.padding)
         # contiguous(): for one row reshape gives a view of stride 0, past which torch's batch-norm backward reads
         folded = scale[0].unsqueeze(1).expand(-1, self.channels).reshape(-1).contiguous() if shared else None
         y = F.batch_norm(y, mean.view(-1), var.view(-1), folded, None, training=self.training, momentum=self.momentum)
@@ -168,9 +168,9 @@ class MixedCell(nn.Module):
     def _fresh_stacks(self) -> nn.ModuleDict:
         stacks: dict[str, nn.Module] = {}
         for node in self.order:
-            for kernel in self._kernels(node):
-                members = [(g, t) for g, t, op in self._options(node) if op.kernel == kernel]
-                stacks[f"{node}_{kernel}"] = ConvStack(self.width, kernel, *zip(*members, strict=True))
+            for sides in self._kernels(node):
+                members = [(g, t) for g, t, op in self._options(node) if op.kernel and op.sides == sides]
+                stacks[f"{node}_{sides[1]}"] = ConvStack(self.width, sides, *zip(*members, strict=True))
         return nn.ModuleDict(stacks)
 
     def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
@@ -209,8 +209,8 @@ class MixedCell(nn.Module):
                 for g, name in zip(self.space.columns(position), choice.options, strict=True):
                     yield g, choice.target, operation(name)
 
-    def _kernels(self, node: str) -> list[int]:
-        return sorted({op.kernel for _, _, op in self._options(node) if op.kernel is not None})
+    def _kernels(self, node: str) -> list[tuple[int, int]]:
+        return sorted({op.sides for _, _, op in self._options(node) if op.kernel is not None})
 
     def option_parameters(self, column: int) -> list[nn.Parameter]:
         """Return the parameters of one option; empty where it has none."""

@@ -59,6 +59,9 @@ def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) 
     with torch.device("meta"):
         net = PlainNetwork(plain_trunk(space, sizes, input_shape, classes, range(space.n_options)))
         macs = macs_by_parameter(net, input_shape)
+    if not space.additive:  # then at least what all of them together cost is known
+        whole = Cost(sum(p.numel() for p in net.parameters()), sum(macs.values()))
+        return OptionCosts(whole, (Cost(0, 0),) * space.n_options)
     owner: dict[int, int] = {}
     for layer, kind in zip(net.layers, net.kinds, strict=True):
         if kind is not None:
@@ -96,7 +99,7 @@ def architecture_cost(arch: Architecture, *, sizes: Config, input_shape: Shape, 
     """Return parameters and MACs of an architecture's plain network; nothing is allocated."""
     if arch.space.skeleton in NETWORKS:
         return _cut(arch, sizes, input_shape, classes)
-    if arch.space.n_options > MANY:
+    if arch.space.n_options > MANY or not arch.space.additive:
         return _alone(arch, sizes, input_shape, classes)
     costs = option_costs(arch.space, sizes, input_shape, classes)
     return sum((costs.options[g] for g in arch.columns), costs.base)

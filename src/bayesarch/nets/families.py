@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bayesarch.nets.cells import MixedCell, PlainCell
+from bayesarch.nets.mlp import MixedPerceptron, PlainPerceptron, perceptron
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, read_out, residual_stages
 from bayesarch.nets.tree import TreeCell, pyramid
 from bayesarch.nets.two_input import BAYESNAS, DARTS, TwoInputCell, two_input_stages
@@ -35,11 +36,13 @@ _bayesnas = partial(TwoInputCell, style=BAYESNAS)
 
 SKELETONS: dict[str, Skeleton] = {
     "residual-stages": Skeleton(residual_stages, MixedCell, PlainCell),
+    "residual-series": Skeleton(partial(residual_stages, series=True), MixedCell, PlainCell),
     "read-out": Skeleton(read_out, MixedCell, PlainCell),
     "darts-stages": Skeleton(partial(two_input_stages, stem_norm=True, head_norm=False), _darts, _plain(_darts)),
     "bayesnas-stages": Skeleton(
         partial(two_input_stages, stem_norm=False, head_norm=True), _bayesnas, _plain(_bayesnas)
     ),
+    "perceptron": Skeleton(perceptron, MixedPerceptron, _plain(PlainPerceptron)),
     "pyramid": Skeleton(pyramid, TreeCell, _plain(TreeCell)),
 }
 """Every skeleton by the name that spaces use."""

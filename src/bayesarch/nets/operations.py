@@ -29,10 +29,18 @@ class Operation:
 
     kernel: int | None = None
     """Side k of the ReLU -> conv k x k -> batch norm block, or None."""
+    series: bool = False
+    """Whether that block is 1 x k, along the only axis of a series."""
     free: Callable[[Tensor], Tensor] | None = None
     """A function of the source node's features that has no weights, or None."""
     make: Callable[[int, int, bool], nn.Module] | None = None
     """(channels, stride, affine norms) -> a module; None: made of the fields above, at stride 1 only."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the convolution's kernel."""
+        assert self.kernel is not None
+        return (1 if self.series else self.kernel, self.kernel)
 
     @property
     def passive(self) -> bool:
@@ -47,6 +55,11 @@ def _identity(h: Tensor) -> Tensor:
 def _avg_pool_3x3(h: Tensor) -> Tensor:
     """Return the 3 x 3 mean at stride 1; border pixels average what is inside the image."""
     return F.avg_pool2d(h, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def _avg_pool_3(h: Tensor) -> Tensor:
+    """Return the mean over 3 places of a series; its ends average what is inside."""
+    return F.avg_pool2d(h, (1, 3), stride=1, padding=(0, 1), count_include_pad=False)
 
 
 def _product(h: Tensor) -> Tensor:
@@ -163,6 +176,9 @@ OPERATIONS: dict[str, Operation] = {
     "nor_conv_1x1": Operation(kernel=1),
     "nor_conv_3x3": Operation(kernel=3),
     "avg_pool_3x3": Operation(free=_avg_pool_3x3, make=lambda c, s, a: _pool(nn.AvgPool2d, s, count_include_pad=False)),
+    "nor_conv_1": Operation(kernel=1, series=True),
+    "nor_conv_3": Operation(kernel=3, series=True),
+    "avg_pool_3": Operation(free=_avg_pool_3),
     "max_pool_3x3": Operation(free=_max_3x3, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
     "sep_conv_3x3": Operation(make=lambda c, s, a: _separable(c, 3, s, a)),
     "sep_conv_5x5": Operation(make=lambda c, s, a: _separable(c, 5, s, a)),
@@ -233,7 +249,7 @@ def operation_module(name: str, channels: int, stride: int = 1, *, affine: bool 
     if op.kernel is not None:
         return nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, channels, op.kernel, padding=op.kernel // 2, bias=False),
+            nn.Conv2d(channels, channels, op.sides, padding=(op.sides[0] // 2, op.sides[1] // 2), bias=False),
             nn.BatchNorm2d(channels, affine=affine),
         )
     return _Free(name) if op.free is not None else None

@@ -59,20 +59,22 @@ class Residual(nn.Module):
     Args:
         inputs: channels in.
         outputs: channels out.
+        series: whether there is only one axis: kernels are 1 x 3 and only the length is halved.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, series: bool = False) -> None:
         super().__init__()
+        size, padding, two = ((1, 3), (0, 1), (1, 2)) if series else ((3, 3), (1, 1), (2, 2))
         self.main = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(inputs, outputs, size, stride=two, padding=padding, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.Conv2d(outputs, outputs, size, padding=padding, bias=False),
             nn.BatchNorm2d(outputs),
         )
         self.shortcut = nn.Sequential(
-            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+            nn.AvgPool2d(two, ceil_mode=True, count_include_pad=False),
             nn.Conv2d(inputs, outputs, 1, bias=False),
         )
 
@@ -82,7 +84,9 @@ class Residual(nn.Module):
         return out
 
 
-def residual_stages(sizes: Any, input_shape: Shape, classes: int, make_cell: MakeCell) -> Trunk:
+def residual_stages(
+    sizes: Any, input_shape: Shape, classes: int, make_cell: MakeCell, *, series: bool = False
+) -> Trunk:
     """Return the NAS-Bench-201 network: conv3x3-BN, stages of cells, residual reductions between, BN-ReLU-mean-linear.
 
     Args:
@@ -90,19 +94,21 @@ def residual_stages(sizes: Any, input_shape: Shape, classes: int, make_cell: Mak
         input_shape: (channels, height, width) of an image.
         classes: number of classes.
         make_cell: makes the cells.
+        series: whether there is only one axis, so that kernels are 1 x 3 and the length alone is halved.
     """
     c = sizes.channels
+    size, padding, two = ((1, 3), (0, 1), (1, 2)) if series else ((3, 3), (1, 1), (2, 2))
     halvings: list[nn.Module] = []
     planes = input_shape[0]
     for _ in range(sizes.stem_reductions):
-        halvings += [nn.Conv2d(planes, c, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
+        halvings += [nn.Conv2d(planes, c, size, stride=two, padding=padding, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
         planes = c
-    stem = nn.Sequential(*halvings, nn.Conv2d(planes, c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
+    stem = nn.Sequential(*halvings, nn.Conv2d(planes, c, size, padding=padding, bias=False), nn.BatchNorm2d(c))
     layers: list[nn.Module] = []
     kinds: list[str | None] = []
     for stage in range(sizes.stages):
         if stage:
-            layers.append(Residual(c, 2 * c))
+            layers.append(Residual(c, 2 * c, series=series))
             kinds.append(None)
             c *= 2
         layers.extend(make_cell(c, "cell") for _ in range(sizes.cells))

@@ -13,8 +13,10 @@ from bayesarch.spaces.densenet import DENSENET121 as DENSENET121
 from bayesarch.spaces.enas_micro import ENAS_MICRO as ENAS_MICRO
 from bayesarch.spaces.limits import NO_LIMITS as NO_LIMITS
 from bayesarch.spaces.limits import Limits as Limits
+from bayesarch.spaces.mlp import MLP as MLP
 from bayesarch.spaces.module import MODULE as MODULE
 from bayesarch.spaces.nb201 import NB201 as NB201
+from bayesarch.spaces.nb201_series import NB201_SERIES as NB201_SERIES
 from bayesarch.spaces.resnet_multi import RESNET50_MULTI as RESNET50_MULTI
 from bayesarch.spaces.shake_shake import SHAKE_SHAKE as SHAKE_SHAKE
 from bayesarch.spaces.space import Choice as Choice
@@ -30,8 +32,10 @@ __all__ = [
     "DARTS",
     "DENSENET121",
     "ENAS_MICRO",
+    "MLP",
     "MODULE",
     "NB201",
+    "NB201_SERIES",
     "NO_LIMITS",
     "RESNET50_MULTI",
     "SHAKE_SHAKE",
@@ -51,6 +55,7 @@ __all__ = [
 
 SPACES: dict[str, Space] = {
     "nb201": NB201,
+    "nb201-series": NB201_SERIES,
     "darts": DARTS,
     "bayesnas-cell": BAYESNAS_CELL,
     "tree-cell": TREE_CELL,
@@ -60,6 +65,7 @@ SPACES: dict[str, Space] = {
     "densenet121": DENSENET121,
     "resnet50-multi": RESNET50_MULTI,
     "module": MODULE,
+    "mlp": MLP,
     "toy": TOY,
 }
 """Every space that can be asked for by name."""

@@ -85,6 +85,8 @@ class Space:
     """Settings of that macro network, with their defaults."""
     entering: int | None = None
     """How many edges into each node a method keeps that mixes one operation per edge; None: all."""
+    additive: bool = True
+    """Whether a network's cost is a base plus one term per picked option."""
     format_fn: Callable[["Architecture"], str] | None = field(default=None, repr=False)
     """Writes an architecture in the field's own notation; None: the JSON form."""
     parse_fn: Callable[[str, "Space"], Picks] | None = field(default=None, repr=False)

@@ -39,9 +39,9 @@ def settle_limits(
     """
     if config == LimitsConfig():
         return NO_LIMITS
-    if space.open or any(choice.alike for choice in space.choices):
+    if space.open or not space.additive or any(choice.alike for choice in space.choices):
         raise ConfigError(
-            f"space {space.name!r} is one of channels, whose costs do not add up; --max-macs, --max-params and "
+            f"the costs of options in space {space.name!r} do not add up; --max-macs, --max-params and "
             "--max-latency-ms are kept in spaces of cells only"
         )
     latency = None
