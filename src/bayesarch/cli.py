@@ -349,16 +349,16 @@ def compare(
     out: Annotated[str | None, typer.Option(help="An HTML page to write, with pictures")] = None,
     as_json: Json = False,
 ) -> None:
-    """Set runs side by side: quality and cost, paired by seed, with intervals, and who is not beaten in both."""
+    """Set runs side by side, with intervals: searches paired by seed, trained networks and ensembles by example."""
     from bayesarch.workflows.compare import compare as set_side_by_side
 
     record = set_side_by_side(runs, out=out)
     if as_json:
         _print_json(record)
         return
-    from bayesarch.terminal import print_comparison
+    from bayesarch.terminal import print_answers, print_comparison
 
-    print_comparison(record, out)
+    print_answers(record, out) if record.get("kind") == "answers" else print_comparison(record, out)
 
 
 data_app = typer.Typer(help="Look at data, and convert it.", no_args_is_help=True, rich_markup_mode=None)

@@ -19,6 +19,7 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
+from bayesarch.workflows.whole import RunListener
 
 SMALL = {
     "train.epochs": 2, "ensemble.reference": False, "ensemble.restart_epochs": 4, "ensemble.shared_epochs": 4,
@@ -245,6 +246,46 @@ def test_wrong_settings_are_named_before_anything_is_written(run, made, tmp_path
     with pytest.raises(RunError, match="is an ensemble of networks"):
         made.network()
     assert not (tmp_path / "a").exists()
+
+
+def test_evaluated_runs_are_compared_by_example(made, tmp_path):
+    member = made.members[0]
+    ba.evaluate(member.path, corruptions=[])
+    record = ba.compare([made.path, member.path], out=tmp_path / "page.html")
+    first, second = record["rows"]
+    assert first["nll_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    images, labels = split_of(made, "test")
+    own, others = (un.nll(run.predict_proba(images), labels) for run in (made, member))
+    assert second["nll_difference"]["value"] == pytest.approx(others - own, abs=1e-5)
+    assert second["nll_difference"]["low"] <= others - own <= second["nll_difference"]["high"]
+    assert (first["members"], second["members"]) == (3, 1)
+    assert first["macs"] > second["macs"] == member.summary["macs"]
+    assert 'id="answers"' in (tmp_path / "page.html").read_text()
+    with pytest.raises(ConfigError, match="bayesarch evaluate"):
+        ba.compare([made.path, made.members[1].path])
+
+
+@pytest.mark.slow
+def test_the_whole_road_goes_on_where_it_was(tmp_path):
+    given = {
+        "space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0, "method.name": "gdas", "data.limit": 400,
+        "ensemble.candidates": "deepens", "ensemble.members": 2, "ensemble.reference": False, "train.epochs": 1,
+    }  # fmt: skip
+    parts = []
+    done = ba.run("digits", out=tmp_path / "a", seed=3, set=given,
+                  listener=RunListener(on_part=lambda name, run: parts.append(name)))  # fmt: skip
+    assert parts == ["search", "ensemble"]
+    assert {row["format"] for row in done.folder.read_json("exports/exports.json")["files"]} == {
+        "onnx",
+        "program",
+        "source",
+    }
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*") if p.is_file() and p.name != "log.txt"}
+    again = ba.run("digits", out=tmp_path / "a")
+    assert again.summary == done.summary
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "nothing is done twice"
+    with pytest.raises(ConfigError, match="did you mean 'ensemble'"):
+        ba.run(out=tmp_path / "b", set={"ensembel.members": 2})
 
 
 def test_halves_split_every_class():

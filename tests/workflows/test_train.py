@@ -64,9 +64,9 @@ def test_the_network_comes_back_as_it_was_scored(trained):
 def test_what_asks_for_a_search_says_so(trained):
     with pytest.raises(RunError, match="training of one architecture"):
         _ = trained.posterior
-    with pytest.raises(ConfigError, match="compare takes searches"):
+    with pytest.raises(ConfigError, match="has not been evaluated"):
         ba.compare([trained.path, trained.path])
-    with pytest.raises(ConfigError, match="training itself"):
+    with pytest.raises(ConfigError, match="trained networks itself"):
         train(trained)
 
 

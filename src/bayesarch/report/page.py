@@ -12,7 +12,7 @@ import yaml
 
 from bayesarch.runs import RunFolder, write_atomically
 
-__all__ = ["write_comparison", "write_ensemble_report", "write_repeats_report", "write_report"]
+__all__ = ["write_answers", "write_comparison", "write_ensemble_report", "write_repeats_report", "write_report"]
 
 
 def write_report(folder: RunFolder) -> None:
@@ -128,6 +128,17 @@ def write_comparison(path: Path, record: dict[str, Any]) -> None:
     from bayesarch.report import plots
 
     write_atomically(path, _render("compare.html", {"record": record, "picture": plots.pareto(record)}))
+
+
+def write_answers(path: Path, record: dict[str, Any]) -> None:
+    """Write one page that sets evaluated runs side by side.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    from bayesarch.report import plots_ensemble as plots
+
+    write_atomically(path, _render("answers.html", {"record": record, "picture": plots.loss_and_cost(record["rows"])}))
 
 
 def _write(folder: RunFolder, template: str, content: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bayesarch.report.plots import ACCENT, GREY, INK, WARM, quiet, svg
 
-__all__ = ["confusion", "corruptions", "picture", "reliability", "risk_coverage"]
+__all__ = ["confusion", "corruptions", "loss_and_cost", "picture", "reliability", "risk_coverage"]
 
 COLOURS = (GREY, ACCENT, WARM, INK, "#7d5ba6")
 
@@ -110,6 +110,24 @@ def corruptions(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.grid(axis="y", color="#eef1f4")
         quiet(axes)
     figure.tight_layout()
+    return svg(figure)
+
+
+def loss_and_cost(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the loss of each run against its MACs, with intervals."""
+    figure = Figure(figsize=(7.2, 3.0))
+    axes = figure.subplots()
+    for row, colour in zip(rows, COLOURS * len(rows), strict=False):
+        loss = row["nll"]
+        spread = [[loss["value"] - loss["low"]], [loss["high"] - loss["value"]]]
+        axes.errorbar(
+            [row["macs"] / 1e6], [loss["value"]], spread, fmt="o", color=colour, markersize=5, label=row["path"]
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("MACs of one image, M", fontsize=9)
+    axes.set_ylabel("NLL, nats", fontsize=9)
+    axes.legend(frameon=False, fontsize=7)
+    quiet(axes)
     return svg(figure)
 
 

@@ -2,6 +2,7 @@
 
 from bayesarch.terminal.ensembles import EnsembleProgress as EnsembleProgress
 from bayesarch.terminal.ensembles import RoadProgress as RoadProgress
+from bayesarch.terminal.ensembles import print_answers as print_answers
 from bayesarch.terminal.ensembles import print_evaluation as print_evaluation
 from bayesarch.terminal.searches import Progress as Progress
 from bayesarch.terminal.searches import TrainingProgress as TrainingProgress
@@ -22,6 +23,7 @@ __all__ = [
     "RoadProgress",
     "TrainingProgress",
     "plan_line",
+    "print_answers",
     "print_architecture",
     "print_comparison",
     "print_data_check",

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bayesarch.terminal.amounts import amount, duration
 
-__all__ = ["EnsembleProgress", "RoadProgress", "print_evaluation"]
+__all__ = ["EnsembleProgress", "RoadProgress", "print_answers", "print_evaluation"]
 
 
 class EnsembleProgress:
@@ -119,6 +119,28 @@ def print_evaluation(run: Any) -> None:
     for name, value in [*_ensemble_lines(run), *_record_lines(record)]:
         console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"{'report':<10} {run.path}/{report_name(run)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_answers(record: dict[str, Any], page: str | None) -> None:
+    """Print evaluated runs side by side."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run")
+    for name in ("accuracy", "difference (90 %)", "NLL", "difference (90 %)", "ECE", "MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in record["rows"]:
+        cells = []
+        for key in ("accuracy", "nll"):
+            gap = row[f"{key}_difference"]
+            cells += [f"{row[key]['value']:.4f}", f"{gap['value']:+.4f} ({gap['low']:+.3f}, {gap['high']:+.3f})"]
+        table.add_row(row["path"], *cells, f"{row['ece']:.4f}", amount(row["macs"]))
+    console = Console()
+    console = console if console.width >= 110 else Console(width=110)
+    console.print(table)
+    console.print(
+        f"test split, n = {record['n']}; differences to {record['rows'][0]['path']}, paired by example", highlight=False
+    )
+    if page is not None:
+        console.print(f"page      {page}", highlight=False)
 
 
 def report_name(run: Any) -> str:

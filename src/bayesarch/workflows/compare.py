@@ -10,6 +10,7 @@ from typing import Any
 
 from bayesarch.errors import ConfigError
 from bayesarch.report import write_comparison
+from bayesarch.workflows.compare_answers import compare_answers
 from bayesarch.workflows.repeats import child_runs
 from bayesarch.workflows.run import Run, open_run
 
@@ -77,6 +78,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 def compare(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Return groups of runs of one kind side by side, the first being what the others are set against.
 
+    Searches are compared on the selection split, paired by seed. Where a training or an ensemble is among them, all are
+    compared by their answers on the test split, paired by example (`compare_answers`).
+
     Args:
         paths: finished run folders; repeated ones stand for all their runs.
         out: an HTML page with the table and pictures to write; None: none.
@@ -86,11 +90,10 @@ def compare(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[s
         RunError: if a run is not finished.
     """
     runs = [run for path in paths for run in (lambda opened: child_runs(opened) or [opened])(open_run(path))]
-    trained = [run.path for run in runs if run.is_training]
-    if trained:
-        raise ConfigError(f"compare takes searches; {', '.join(trained)} trained one architecture (see bayesarch show)")
     if len(runs) < 2:
         raise ConfigError(f"compare needs at least two finished runs; got {len(runs)}")
+    if any(run.is_training or run.is_ensemble for run in runs):
+        return compare_answers(runs, out=out)
     prints = {run.data["fingerprint"]["selection"] + run.data["fingerprint"]["content"] for run in runs}
     if len(prints) > 1:
         raise ConfigError(

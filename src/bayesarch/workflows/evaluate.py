@@ -20,6 +20,7 @@ from bayesarch.errors import ConfigError, DataError, nearest
 from bayesarch.functional import uncertainty as un
 from bayesarch.nets import latency_ms, network_cost
 from bayesarch.report import write_ensemble_report
+from bayesarch.runs import write_arrays
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.predictor import Predictor
 from bayesarch.workflows.run import Run, open_run
@@ -124,6 +125,7 @@ def evaluate(
     if run.is_ensemble:
         kept = run.folder.read_json("ensemble.json")
         run.folder.write_json("summary.json", _summary(run, record, kept))
+    write_arrays(run.folder.path / "predictions.npz", {"p": final.astype(np.float32), "y": y})
     run.folder.write_json("evaluation.json", record)
     write_page(run, images)
     return record
