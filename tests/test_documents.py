@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_two_commands_are_there():
     first, second = blocks("bash")[:2]
-    assert "bayesarch search" in first
+    assert "bayesarch run" in first
     assert "make lint types test" in second
     assert "make lint types test" in (ROOT / ".ci" / "run").read_text()
 

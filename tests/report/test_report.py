@@ -148,6 +148,40 @@ def test_other_pages_in_a_real_browser(kind, width, repeated, chromium, tmp_path
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    place = tmp_path_factory.mktemp("several")
+    sizes = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0}
+    found = ba.search("digits", method="gdas", limit=400, set=sizes, out=place / "search")
+    given = {"train.epochs": 1}
+    made = ba.ensemble(found, members=2, candidates="neighbours", set=given, out=place / "ensemble")
+    ba.export(made, format="source")
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_an_ensemble_in_a_real_browser(several, width, chromium):
+    tab = chromium.new_page(viewport={"width": width, "height": 800})
+    troubles, requests = [], []
+    tab.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url) if request.url.startswith("http") else None)
+    tab.goto((Path(several.path) / "report.html").as_uri())
+    assert troubles == requests == []
+    assert tab.locator("#scores tbody tr").count() == 7
+    assert tab.locator("#exports tbody tr").count() == 1
+    assert tab.locator("#cost tbody tr").count() == 4
+    assert tab.locator("svg").count() == 6
+    assert all(tab.locator("svg").nth(i).bounding_box()["width"] > 150 for i in range(6))
+    pictures = tab.locator("#least-sure img")
+    assert pictures.count() == 12
+    assert pictures.first.evaluate("image => image.naturalWidth") == 96
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    first = several.folder.read_json("evaluation.json")["rows"][0]
+    assert f"{first['nll']['value']:.4f}" in tab.inner_text("#scores")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_real_browser(run, width, chromium, tmp_path):
