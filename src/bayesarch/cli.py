@@ -182,6 +182,9 @@ def ensemble(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
     out: Annotated[str | None, typer.Option(help="Run folder [<run>-<source>]")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Members trained at a time [one per core]")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Train members on a Ray cluster; local: one on this machine")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as train.epochs=50")
@@ -196,7 +199,7 @@ def ensemble(
         done = _interruptible(
             lambda: run_ensemble(
                 run, members=members, candidates=from_, pool=pool, seed=seed, device=device, out=out, parallel=parallel,
-                config=config, set=set_, listener=progress.listener,
+                ray=ray, config=config, set=set_, listener=progress.listener,
             ),
             progress,
         )  # fmt: skip

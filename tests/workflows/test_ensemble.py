@@ -266,6 +266,25 @@ def test_evaluated_runs_are_compared_by_example(made, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_members_on_a_ray_cluster(run, tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install bayesarch[ray]")
+    try:
+        done = ba.ensemble(run, members=2, candidates="deepens", set=SMALL, out=tmp_path / "a", ray="local")
+    finally:
+        ray.shutdown()
+    assert [member.status["state"] for member in done.members] == ["finished"] * 2
+    here = ba.ensemble(run, members=2, candidates="deepens", set=SMALL, out=tmp_path / "b")
+    assert here.summary["rows"] == done.summary["rows"], "the same members wherever they were trained"
+
+
+def test_without_ray_its_absence_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install .bayesarch\[ray\]"):
+        ba.ensemble(run, members=1, candidates="deepens", set=SMALL, out=tmp_path / "a", ray="local")
+
+
+@pytest.mark.slow
 def test_the_whole_road_goes_on_where_it_was(tmp_path):
     given = {
         "space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0, "method.name": "gdas", "data.limit": 400,

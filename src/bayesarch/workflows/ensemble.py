@@ -137,6 +137,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     device: str | None = None,
     out: str | os.PathLike[str] | None = None,
     parallel: int | None = None,
+    ray: str | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
     listener: EnsembleListener | None = None,
@@ -153,6 +154,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
         device: auto (default), cpu, cuda or cuda:N.
         out: the folder; default <run>-<source>, numbered if taken.
         parallel: members trained at a time; default: one per core, or one on a GPU.
+        ray: train them on a Ray cluster at this address (`local`: one on this machine), whose machines see this folder.
         config: a YAML file or a mapping of settings: sections ensemble, data, train.
         set: `section.field=value` pairs or a mapping of dotted names; the last word.
         listener: who is told how it goes.
@@ -180,7 +182,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     folder.write_config(record)
     folder.write_json("data.json", data_record(examples, partition, settings.data))
     folder.write_json("environment.json", environment(on))
-    return _go(folder, _settle(record), examples, parallel=parallel, listener=listener or EnsembleListener())
+    return _go(folder, _settle(record), examples, parallel=parallel, ray=ray, listener=listener or EnsembleListener())
 
 
 def continue_ensemble(
@@ -221,7 +223,13 @@ def _settle(record: Mapping[str, Any]) -> _Settings:
 
 
 def _go(
-    folder: RunFolder, settings: _Settings, examples: Examples, *, parallel: int | None, listener: EnsembleListener
+    folder: RunFolder,
+    settings: _Settings,
+    examples: Examples,
+    *,
+    parallel: int | None,
+    listener: EnsembleListener,
+    ray: str | None = None,
 ) -> Run:
     """Train what is missing, choose, calibrate, evaluate; from where the folder stands."""
     stop, started = threading.Event(), time.time()
@@ -230,7 +238,7 @@ def _go(
     listener.on_start(str(folder.path))
     try:
         with stop_on_signal(stop):
-            work = _Work(folder, settings, examples, parallel, listener, stop)
+            work = _Work(folder, settings, examples, parallel, listener, stop, ray)
             work.train()
             work.choose(seconds=time.time() - started)
         listener.on_stage("evaluating")
@@ -259,7 +267,9 @@ class _Work:
         parallel: int | None,
         listener: EnsembleListener,
         stop: threading.Event,
+        ray: str | None,
     ) -> None:
+        self.ray = ray
         self.folder, self.settings, self.examples, self.listener, self.stop = (
             folder,
             settings,
@@ -300,6 +310,7 @@ class _Work:
                     min(before + done, total), running, total
                 ),
                 keep_going=True,
+                ray=self.ray,
             )
             for path in failed:
                 self.folder.log([f"{path.name} failed: {what_failed(path)}"])

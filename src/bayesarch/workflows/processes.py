@@ -1,4 +1,4 @@
-"""Many run folders brought to their end, each in a process of its own, so many at a time."""
+"""Many run folders brought to their end, each in a process of its own, so many at a time; here, or on a Ray cluster."""
 
 import os
 import subprocess
@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from bayesarch.engine import Interrupted
 from bayesarch.errors import RunError
+from bayesarch.workflows.cluster import RayLauncher
 from bayesarch.workflows.run import open_run
 
 __all__ = ["at_once", "run_folders", "what_failed"]
@@ -31,6 +33,7 @@ def run_folders(
     stop: threading.Event,
     on_change: Callable[[int, int], None],
     keep_going: bool = False,
+    ray: str | None = None,
 ) -> list[Path]:
     """Bring every run to its end, `parallel` at a time, each in a process with its share of the cores.
 
@@ -41,6 +44,7 @@ def run_folders(
         stop: set from outside to stop; running ones save their places.
         on_change: told (finished, running) whenever that changes.
         keep_going: whether one that fails leaves the others alone; else it ends them.
+        ray: address of a Ray cluster whose machines see the same folders, or `local`; None: processes on this machine.
 
     Returns:
         Those that failed; none unless `keep_going`.
@@ -49,7 +53,7 @@ def run_folders(
         Interrupted: when stopped.
         RunError: if a run fails and `keep_going` is False; names it and what it said.
     """
-    crew = _Crew(paths, parallel, device)
+    crew = _Crew(paths, parallel, device, _local if ray is None else RayLauncher(ray))
     try:
         while crew.busy:
             if stop.is_set():
@@ -66,6 +70,31 @@ def run_folders(
     return crew.failed
 
 
+class _Job(Protocol):
+    """A run under way somewhere; what `subprocess.Popen` says of a process."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None."""
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
+
+
+Launch = Callable[[Path, list[str], dict[str, str]], _Job]
+"""(run folder, command, environment) -> a job under way."""
+
+
+def _local(path: Path, command: list[str], environment: dict[str, str]) -> _Job:
+    """Start a process on this machine; what it says on standard error goes into its folder."""
+    with (path / "process.txt").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+
+
 class _Crew:
     """Processes at work on run folders.
 
@@ -73,11 +102,12 @@ class _Crew:
         paths: the run folders.
         parallel: processes at a time.
         device: another device than the runs were made for, or None.
+        launch: starts one.
     """
 
-    def __init__(self, paths: Sequence[Path], parallel: int, device: str | None) -> None:
-        self.waiting, self.parallel, self.device = list(paths), parallel, device
-        self.running: dict[Path, subprocess.Popen[bytes]] = {}
+    def __init__(self, paths: Sequence[Path], parallel: int, device: str | None, launch: Launch) -> None:
+        self.waiting, self.parallel, self.device, self.launch = list(paths), parallel, device, launch
+        self.running: dict[Path, _Job] = {}
         self.failed: list[Path] = []
         self.done, self._told = 0, (-1, -1)
         threads = max(1, (os.cpu_count() or 1) // parallel)
@@ -102,12 +132,9 @@ class _Crew:
             if open_run(path).status.get("state") == "finished":
                 self.done += 1
             elif len(self.running) + len(orphans) < self.parallel:
-                command = [sys.executable, "-m", "bayesarch", "resume", str(path), "--json"]
+                command = [sys.executable, "-m", "bayesarch", "resume", str(path.resolve()), "--json"]
                 command += [] if self.device is None else ["--device", self.device]
-                with (path / "process.txt").open("ab") as log:
-                    self.running[path] = subprocess.Popen(
-                        command, env=self.environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-                    )
+                self.running[path] = self.launch(path, command, self.environment)
             else:
                 continue
             self.waiting.remove(path)
