@@ -104,7 +104,7 @@ def units_of(part: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             sets += [("method.tau", value) for value in (0.1, 2 / 3, 1.5)]
             variants = [(f"-{k}={v:.3g}", base, {**width, **from_task["set"], k: v}) for k, v in sets]
         else:
-            sizes = (1000, 4000, 10_000)
+            sizes = (1000, 4000)
             few = {"method.candidates": 20, "method.controls": 0}
             variants = [(f"-n={n}", {**base, "limit": n}, {**width, **from_task["set"], **few}) for n in sizes]
         units += [

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from results_bayesnas import bayesnas_part
+from results_ensembles import ensembles_part
 from results_pgnas import pgnas_part
 
 __all__ = ["FOLDER", "PAGE", "page", "pictures", "write_page"]
@@ -169,6 +170,7 @@ def page() -> str:
     parts += [enumeration(record) for name, record in records("posterior_").items() if name == "toy"]
     parts += bayesnas_part(records("bayesnas_"), records("evidence_"), table, machine)
     parts += pgnas_part(records("pgnas_"), table, machine)
+    parts += ensembles_part(records("ensembles_"), table, machine)
     parts += [quality(record) for record in records("quality_").values()]
     return "\n".join(parts)
 

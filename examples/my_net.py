@@ -38,7 +38,6 @@ if __name__ == "__main__":
         space="module",
         method="pgnas",
         set={"space.path": f"{__file__}:Net", "engine.epochs": 15, "method.candidates": 30},
-        out="runs/my-net",
     )
     small = run.network()
     accuracy = run.summary["selection_accuracy"]

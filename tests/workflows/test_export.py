@@ -87,7 +87,7 @@ def test_source_and_program_of_every_kind_of_network(space, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", ["nb201", "darts", "shake-shake"])
+@pytest.mark.parametrize("space", ["nb201", "shake-shake", pytest.param("darts", marks=pytest.mark.long)])
 def test_onnx_with_onnxruntime_alone(space, tmp_path):
     made, x = predictor(space), images()
     workflow._write(workflow.FORMATS["onnx"], "onnx", tmp_path / "model.onnx", made, x)

@@ -130,7 +130,7 @@ def test_recipes_take_effect(recipe):
     from bayesarch.workflows.train import _settle
 
     record = yaml.safe_load(recipe.read_text())
-    space = "tree-cell" if recipe.stem.startswith("tree") else "darts"
+    space = next((name for name in ("tree-cell", "nb201") if recipe.stem.startswith(name[:4])), "darts")
     arch = Architecture(ba.SPACES[space], tuple((1,) for _ in ba.SPACES[space].choices))
     settled = _settle(record, arch, None).record()
     for section, fields in record.items():

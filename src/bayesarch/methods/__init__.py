@@ -93,7 +93,13 @@ METHODS: dict[str, Entry] = {
         channels=True,
         defaults={
             # the KL stands for the decay of weights; the winner keeps weights and statistics as they were trained
-            "engine": {"weight_decay": 0.0, "nesterov": True, "closing_epochs": 0, "recalibrate": False},
+            "engine": {
+                "epochs": 30,
+                "weight_decay": 0.0,
+                "nesterov": True,
+                "closing_epochs": 0,
+                "recalibrate": False,
+            },
             # one descent trains everything: what ranks candidates (architecture) and what reports may be small
             "data": {"fractions": (0.7, 0.1, 0.1, 0.1)},
         },
