@@ -11,88 +11,50 @@ The selection split is cut in two halves, class by class: one chooses members an
 test split is read when all that is decided.
 """
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import Field
 
-from bayesarch.config import Config, check, raise_all
-from bayesarch.data import DataConfig, Examples, Partition, Split, load, scaling_of, split, splits_on
-from bayesarch.engine import Interrupted, Observer, TrainConfig, resolve_device
+from bayesarch.data import Examples, Split, load, scaling_of, split, splits_on
+from bayesarch.engine import Interrupted, resolve_device
 from bayesarch.ensembles import (
     SELECTIONS,
     SOURCES,
-    Scaling,
-    Selection,
-    SharedSupernet,
     Task,
     Trained,
     fit_mixture,
-    restart,
     stacked_weights,
 )
-from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
+from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.functional.uncertainty import softmax
-from bayesarch.methods import BPNASConfig
-from bayesarch.nets import Supernet, architecture_cost, tidy_sizes
-from bayesarch.posteriors import MeanField
+from bayesarch.nets import architecture_cost, tidy_sizes
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import NB201, Architecture
 from bayesarch.workflows.config import merge, overrides, read_config
+from bayesarch.workflows.ensemble_base import BaseSearch
+from bayesarch.workflows.ensemble_settings import RECIPE, EnsembleSettings, settle_ensemble
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.evaluate import evaluate
 from bayesarch.workflows.halves import halves
-from bayesarch.workflows.job import Job, data_record, prepare
+from bayesarch.workflows.job import data_record
 from bayesarch.workflows.processes import at_once, run_folders, what_failed
 from bayesarch.workflows.repeats import keep_examples
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.train import training_record
 
-__all__ = ["EnsembleConfig", "EnsembleListener", "continue_ensemble", "ensemble"]
+__all__ = ["EnsembleListener", "continue_ensemble", "ensemble"]
 
-SECTIONS = ("seed", "device", "ensemble", "space", "data", "train")
 RESNET = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
 """NAS-Bench-201's ResNet cell, what a plain network of equal cost is made of."""
-RECIPE = {"epochs": 25, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4}
-"""NAS-Bench-201's recipe for members, but for its 200 epochs and batches of 256."""
-
-
-class EnsembleConfig(Config):
-    """What is trained, who is chosen, how they are mixed."""
-
-    run: str
-    """The search that candidates come from."""
-    candidates: str = "bpnas"
-    """Where they come from: bpnas, samples, top, neighbours, deepens, nes-rs, nes-re, nesbs-mc, nesbs-svgd."""
-    members: int = Field(default=3, ge=1)
-    """Members of the ensemble."""
-    pool: int = Field(default=12, ge=2)
-    """Candidates trained by sources that choose among many (nes-rs, nes-re)."""
-    architecture: str | None = None
-    """The architecture that bpnas, neighbours and deepens start from; null: what the search found."""
-    selection: Selection | None = None
-    """How members are chosen: forward (greedy), forward-replace (members may count twice), top, all; null: the
-    source's own way."""
-    weights: Literal["uniform", "stacked"] = "uniform"
-    """Of the members' probabilities: equal, or of the lowest loss on the selection half."""
-    scaling: Scaling = "joint"
-    """Temperatures fitted on the calibration half: none, single (each member's own) or joint (the mixture's)."""
-    restart_epochs: int = Field(default=40, ge=1)
-    """Cap on a restart's search epochs (bpnas)."""
-    shared_epochs: int = Field(default=40, ge=2)
-    """Epochs of the shared supernet, the last half for its posterior (nesbs)."""
-    reference: bool = True
-    """Whether a plain ResNet that costs as many MACs as all members together is trained beside them (images only)."""
 
 
 @dataclass
@@ -102,28 +64,6 @@ class EnsembleListener:
     on_start: Callable[[str], None] = lambda path: None
     on_stage: Callable[[str], None] = lambda text: None
     on_members: Callable[[int, int, int], None] = lambda done, running, of: None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Everything an ensemble depends on, checked."""
-
-    seed: int
-    device: str
-    ensemble: EnsembleConfig
-    data: DataConfig
-    train: TrainConfig
-    space: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "device": self.device,
-            "ensemble": self.ensemble.model_dump(mode="json"),
-            "space": self.space,
-            "data": self.data.model_dump(mode="json"),
-            "train": self.train.model_dump(mode="json"),
-        }
 
 
 def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
@@ -171,7 +111,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     flags: dict[str, Any] = {"ensemble": {key: value for key, value in wanted.items() if value is not None}}
     flags |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
     given = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
-    settings = _settle(merge(_of(base), given, flags, overrides(set)))
+    settings = settle_ensemble(merge(_of(base), given, flags, overrides(set)))
     on = resolve_device(settings.device)
     examples = data if data is not None else load(settings.data)
     partition = split(examples, settings.data).for_training()
@@ -182,14 +122,16 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     folder.write_config(record)
     folder.write_json("data.json", data_record(examples, partition, settings.data))
     folder.write_json("environment.json", environment(on))
-    return _go(folder, _settle(record), examples, parallel=parallel, ray=ray, listener=listener or EnsembleListener())
+    return _go(
+        folder, settle_ensemble(record), examples, parallel=parallel, ray=ray, listener=listener or EnsembleListener()
+    )
 
 
 def continue_ensemble(
     run: Run, *, parallel: int | None = None, device: str | None = None, listener: EnsembleListener | None = None
 ) -> Run:
     """Continue a broken ensemble: members that are trained stay as they are."""
-    settings = _settle(merge(run.config, {} if device is None else {"device": device}))
+    settings = settle_ensemble(merge(run.config, {} if device is None else {"device": device}))
     examples = load(settings.data)
     return _go(run.folder, settings, examples, parallel=parallel, listener=listener or EnsembleListener())
 
@@ -200,31 +142,9 @@ def _of(base: Run) -> dict[str, Any]:
     return {"space": base.config["space"], "data": data, "train": RECIPE}
 
 
-def _settle(record: Mapping[str, Any]) -> _Settings:
-    """Return checked settings.
-
-    Raises:
-        ConfigError: listing every wrong field by dotted path.
-    """
-    faults = [f"{key}: unknown section, {nearest(str(key), SECTIONS)}" for key in record if key not in SECTIONS]
-    seed = record.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
-    config = check(EnsembleConfig, record.get("ensemble") or {}, path="ensemble", faults=faults)
-    if config is not None and config.candidates not in SOURCES:
-        faults.append(f"ensemble.candidates: no source {config.candidates!r}, {nearest(config.candidates, SOURCES)}")
-    data = check(DataConfig, record.get("data") or {}, path="data", faults=faults)
-    train = check(TrainConfig, record.get("train") or {}, path="train", faults=faults)
-    raise_all(faults)
-    assert config is not None
-    assert data is not None
-    assert train is not None
-    return _Settings(int(seed), str(record.get("device", "auto")), config, data, train, dict(record["space"]))
-
-
 def _go(
     folder: RunFolder,
-    settings: _Settings,
+    settings: EnsembleSettings,
     examples: Examples,
     *,
     parallel: int | None,
@@ -262,7 +182,7 @@ class _Work:
     def __init__(
         self,
         folder: RunFolder,
-        settings: _Settings,
+        settings: EnsembleSettings,
         examples: Examples,
         parallel: int | None,
         listener: EnsembleListener,
@@ -282,6 +202,10 @@ class _Work:
         self.partition = split(examples, settings.data).for_training()
         self.halves = halves(self.partition.take(examples, "selection")[1])
         self.source = SOURCES[settings.ensemble.candidates]
+        self.search = BaseSearch(
+            self.base, folder, settings, examples, self.partition, self.halves[0], self.device,
+            on_stage=listener.on_stage, should_stop=stop.is_set,
+        )  # fmt: skip
         self.split: Split = splits_on(
             examples, self.partition, ("selection",), config=settings.data, device=self.device
         )["selection"]
@@ -437,114 +361,15 @@ class _Work:
     def _task(self) -> Task:
         config, base = self.settings.ensemble, self.base
         return Task(
-            found=self._start(),
+            found=self.search.start,
             posterior=base.posterior,
             size=config.members,
             pool=config.pool,
             seed=self.settings.seed,
             labels=self.labels[self.halves[0]],
-            reopened=self._reopened,
-            shared=self._shared,
+            reopened=self.search.reopened,
+            shared=self.search.shared,
         )
-
-    def _start(self) -> Architecture:
-        """Return the architecture that sources start from."""
-        given = self.settings.ensemble.architecture
-        return self.base.architecture if given is None else Architecture.parse(given, self.base.architecture.space)
-
-    def _search_job(self) -> Job:
-        """Return the base run's search made ready again.
-
-        Raises:
-            ConfigError: if it was no single search over operations.
-        """
-        if self.base.config.get("repeats", 1) > 1 or any(c.alike for c in self.base.architecture.space.choices):
-            raise ConfigError(
-                f"--from {self.settings.ensemble.candidates} starts from a single search over operations, and "
-                f"{self.base.path} is none; take --from samples, top or deepens"
-            )
-        return prepare(self.examples, config=self.base.config)
-
-    def _reopened(self, position: int, seed: int) -> Architecture:
-        """Return where a restart with one choice open ends; kept in the folder, one by one."""
-        place = self.folder.path / "restarts" / f"{position:03d}-{seed}"
-        found = self.base.architecture
-        name = f"restarts/{place.name}.json"
-        if self.folder.has(name):
-            return Architecture.parse(self.folder.read_json(name)["architecture"], found.space)
-        job = self._search_job()
-        self.listener.on_stage(f"restart with {found.space.choices[position].name} open")
-        bpnas = job.settings.method_config
-        arch = restart(
-            _found_supernet(self.base, job),
-            found,
-            position,
-            data=job.splits,
-            setting=job.setting(job.supernet(_streams(seed, self.device))),
-            config=job.settings.engine.model_copy(update={"epochs": self.settings.ensemble.restart_epochs}),
-            method=bpnas if isinstance(bpnas, BPNASConfig) else BPNASConfig(),
-            seed=seed,
-            checkpoint=place.with_suffix(".safetensors"),
-            observer=Observer(should_stop=self.stop.is_set),
-        )
-        self.folder.write_json(name, {"architecture": arch.to_json(), "choice": found.space.choices[position].name})
-        return arch
-
-    def _shared(self) -> SharedSupernet:
-        """Return the shared supernet with its posterior, trained where it is not there yet."""
-        place, job = self.folder.path / "shared", self._search_job()
-        epochs = self.settings.ensemble.shared_epochs
-        config = merge(
-            self.base.config,
-            {
-                "seed": self.settings.seed,
-                "method": {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)},
-                "engine": {"epochs": epochs, "closing_epochs": 0, "recalibrate": False, "max_minutes": None},
-            },
-        )
-        config["method"] = {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)}
-        own = prepare(self.examples, config=config)
-        weights = place / "supernet.safetensors"
-        posterior = place / "posterior.json"
-        if not posterior.exists():
-            self.listener.on_stage("training a shared supernet")
-            shared = RunFolder(place)
-
-            def keep(record: dict[str, Any]) -> None:
-                state = {name: tensor.cpu().contiguous() for name, tensor in engine.net.state_dict().items()}
-                write_atomically(weights, safetensors.torch.save(state))
-
-            engine = own.engine(shared, Observer(on_round=keep, should_stop=self.stop.is_set))
-            if engine.checkpoint.exists():
-                engine.restore()
-            engine.run()
-            found = own.settings.method.posterior(engine.state)
-            shared.write_json("posterior.json", found.to_json())
-        net = job.supernet(_streams(self.settings.seed, self.device))
-        net.load_state_dict(safetensors.torch.load_file(weights))
-        table = MeanField.from_json(json.loads(posterior.read_text()), net.space)
-        indices = {**self.partition.indices, "selection": self.partition.indices["selection"][self.halves[0]]}
-        half = Partition(indices, self.partition.given)
-        chosen = splits_on(self.examples, half, ("selection",), config=self.settings.data, device=self.device)
-        return SharedSupernet(net, table, chosen["selection"], batch_size=4 * job.settings.engine.batch_size)
-
-
-def _found_supernet(base: Run, job: Job) -> Supernet:
-    """Return the supernet that a search ended with, cut to what was found, with its weights."""
-    net = job.supernet(_streams(0, job.device))
-    live = torch.zeros(net.space.n_options, dtype=torch.bool)
-    live[list(base.architecture.columns)] = True
-    net.prune(live)
-    tensors = safetensors.torch.load_file(base.folder.path / "checkpoints" / "last.safetensors")
-    net.load_state_dict({k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
-    made: Supernet = net
-    return made
-
-
-def _streams(seed: int, device: torch.device) -> Any:
-    from bayesarch.functional import Streams
-
-    return Streams(seed, device)
 
 
 def _write_folder(path: Path, record: dict[str, Any]) -> None:
@@ -558,7 +383,7 @@ def _write_folder(path: Path, record: dict[str, Any]) -> None:
     part.rename(path)
 
 
-def _free_name(base: Run, settings: _Settings) -> Path:
+def _free_name(base: Run, settings: EnsembleSettings) -> Path:
     """Return <run>-<source>, with a number behind it if that is taken."""
     stem = Path(f"{base.path}-{settings.ensemble.candidates}")
     candidate, number = stem, 1

@@ -6,7 +6,7 @@ examples.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,12 @@ from bayesarch.workflows.halves import halves
 from bayesarch.workflows.predictor import Predictor
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.summary import edge_base
+from bayesarch.workflows.worth import BINS, MEASURES, conformal, curves, differences, least_sure, score_row, uncertainty
 
 __all__ = ["evaluate"]
 
-BINS = 15
-DRAWS = 500
-ALPHA = 0.1
 SHIFTED = 1000
 """Test images at most that corruptions are tried on."""
-
-Measure = Callable[[np.ndarray, np.ndarray], float]
-MEASURES: dict[str, Measure] = {
-    "accuracy": un.accuracy,
-    "nll": un.nll,
-    "brier": un.brier,
-    "ece_width": lambda p, y: un.calibration_error(p, y, bins=BINS),
-    "ece_mass": lambda p, y: un.calibration_error(p, y, bins=BINS, equal="mass"),
-    "aurc": lambda p, y: un.risk_coverage(p, y)[2],
-}
 
 
 def evaluate(
@@ -93,7 +81,7 @@ def evaluate(
         z, held_z = (reference.logits_on(splits[name])[0] for name in ("test", "selection"))
         answers["plain ResNet"] = un.softmax(z[0])
         answers["plain ResNet, T"] = fit_mixture(held_z[:, calibration], held_y, (1.0,), "joint")(z)
-    rows = [_row(name, p, y, seed) for name, p in answers.items()]
+    rows = [score_row(name, p, y, seed) for name, p in answers.items()]
     final = predictor.mixture(logits)
     images, _ = partition.take(examples, "test")
     record = {
@@ -109,9 +97,9 @@ def evaluate(
         "n_calibration": len(held_y),
         "bins": BINS,
         "rows": rows,
-        "differences": _differences(answers, y, seed),
-        "uncertainty": _uncertainty(predictor, logits, y),
-        "conformal": _conformal(predictor.mixture, logits, y, held, held_y, seed),
+        "differences": differences(answers, y, seed),
+        "uncertainty": uncertainty(predictor.mixture, logits, y),
+        "conformal": conformal(predictor.mixture, logits, y, held, held_y, seed),
         "ood": _ood(predictor, images, logits, ood, examples, seed),
         "corruptions": _corrupted(predictor, images, y, corruptions, severities, seed),
         "costs": _costs(run, predictor, reference),
@@ -119,8 +107,8 @@ def evaluate(
         "confusion": np.bincount(y * len(predictor.classes) + final.argmax(1), minlength=len(predictor.classes) ** 2)
         .reshape(len(predictor.classes), -1)
         .tolist(),
-        "curves": _curves({k: p for k, p in answers.items() if not k.startswith("member")}, y),
-        "least_sure": _least_sure(final, y),
+        "curves": curves({k: p for k, p in answers.items() if not k.startswith("member")}, y),
+        "least_sure": least_sure(final, y),
     }
     if run.is_ensemble:
         kept = run.folder.read_json("ensemble.json")
@@ -160,83 +148,6 @@ def _answers(
         made[f"{name}, T each"] = fit_mixture(held, held_y, weights, "single")(logits)
     made[f"{name}, T joint" if many else f"{name}, T"] = fit_mixture(held, held_y, weights, "joint")(logits)
     return made
-
-
-def _row(name: str, p: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return every measure with its interval."""
-    row: dict[str, Any] = {"name": name}
-    for key, measure in MEASURES.items():
-        low, high = un.bootstrap(lambda i, m=measure: m(p[i], y[i]), len(y), draws=DRAWS, seed=seed)  # type: ignore[misc]
-        row[key] = {"value": measure(p, y), "low": low, "high": high}
-    return row
-
-
-def _differences(answers: dict[str, np.ndarray], y: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Return differences paired by example: what temperatures do, and whether a plain network is beaten."""
-    first = next(iter(answers))
-    pairs = [(name, first) for name in answers if name.startswith(f"{first}, T")]
-    if "plain ResNet" in answers:
-        pairs += [(first, "plain ResNet"), (f"{first}, T joint", "plain ResNet, T")]
-    rows = []
-    for other, base in pairs:
-        row: dict[str, Any] = {"name": other, "minus": base}
-        for key in ("accuracy", "nll"):
-            measure = MEASURES[key]
-            mean, low, high = un.paired_bootstrap(
-                lambda i, m=measure: m(answers[other][i], y[i]),  # type: ignore[misc]  # noqa: B023
-                lambda i, m=measure: m(answers[base][i], y[i]),  # type: ignore[misc]  # noqa: B023
-                len(y),
-                draws=DRAWS,
-                seed=seed,
-            )
-            row[key] = {"value": mean, "low": low, "high": high}
-        rows.append(row)
-    return rows
-
-
-def _uncertainty(predictor: Predictor, logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Return the split of uncertainty, overall and where the answer is right or wrong, and members' disagreement."""
-    members = predictor.mixture.members(logits)
-    parts = dict(
-        zip(("total", "aleatoric", "epistemic"), un.split_uncertainty(members, predictor.mixture.weights), strict=True)
-    )
-    right = predictor.mixture(logits).argmax(1) == y
-    means = {
-        name: {
-            "all": float(values.mean()),
-            "right": float(values[right].mean()) if right.any() else None,
-            "wrong": float(values[~right].mean()) if (~right).any() else None,
-        }
-        for name, values in parts.items()
-    }
-    return {"nats": means, "disagreement": un.disagreement(members), "wrong": int((~right).sum())}
-
-
-def _conformal(
-    mixture: Mixture, logits: np.ndarray, y: np.ndarray, held: np.ndarray, held_y: np.ndarray, seed: int
-) -> list[dict[str, Any]]:
-    """Return coverage and mean size of sets that promise 90 %: by threshold, and APS."""
-    p, q, rng = mixture(logits), mixture(held), np.random.default_rng(seed)
-    scores = {
-        "threshold": (1 - q, 1 - p),
-        "APS": (un.aps_scores(q, rng.random(len(q))), un.aps_scores(p, rng.random(len(p)))),
-    }
-    rows = []
-    for name, (calibrated, tested) in scores.items():
-        threshold = un.conformal_threshold(calibrated[np.arange(len(held_y)), held_y], ALPHA)
-        inside = un.prediction_sets(tested, threshold)
-        covered = inside[np.arange(len(y)), y]
-        low, high = un.bootstrap(lambda i, c=covered: float(c[i].mean()), len(y), draws=DRAWS, seed=seed)  # type: ignore[misc]
-        rows.append(
-            {
-                "name": name,
-                "promised": 1 - ALPHA,
-                "coverage": {"value": float(covered.mean()), "low": low, "high": high},
-                "mean_size": float(inside.sum(1).mean()),
-                "empty": float((inside.sum(1) == 0).mean()),
-            }
-        )
-    return rows
 
 
 def _ood(
@@ -331,33 +242,6 @@ def _costs(run: Run, predictor: Predictor, reference: Predictor | None) -> list[
         keys = ("params", "macs", "bytes", "latency_ms")
         rows.insert(len(named), {"name": "all members", **{key: sum(row[key] for row in members) for key in keys}})
     return rows
-
-
-def _curves(answers: dict[str, np.ndarray], y: np.ndarray) -> dict[str, Any]:
-    """Return what the report draws: reliability and risk against coverage."""
-    made = {}
-    for name, p in answers.items():
-        diagram = un.reliability(p, y, bins=BINS)
-        coverage, risk, _ = un.risk_coverage(p, y)
-        step = max(len(coverage) // 200, 1)
-        made[name] = {
-            "n": diagram.n.tolist(),
-            "confidence": diagram.confidence.tolist(),
-            "accuracy": diagram.accuracy.tolist(),
-            "coverage": coverage[step - 1 :: step].tolist(),
-            "risk": risk[step - 1 :: step].tolist(),
-        }
-    return made
-
-
-def _least_sure(p: np.ndarray, y: np.ndarray, count: int = 12) -> list[dict[str, Any]]:
-    """Return the test examples of the highest entropy."""
-    h = un.entropy(p)
-    return [
-        {"index": int(i), "true": int(y[i]), "said": int(p[i].argmax()), "confidence": float(p[i].max()),
-         "entropy": float(h[i])}
-        for i in np.argsort(-h, kind="stable")[:count]
-    ]  # fmt: skip
 
 
 def _pictures(images: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:

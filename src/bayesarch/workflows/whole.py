@@ -17,8 +17,8 @@ from bayesarch.data import Examples
 from bayesarch.errors import ConfigError, nearest
 from bayesarch.workflows.config import SECTIONS as SEARCH_SECTIONS
 from bayesarch.workflows.config import merge, overrides, read_config
-from bayesarch.workflows.ensemble import SECTIONS as ENSEMBLE_SECTIONS
 from bayesarch.workflows.ensemble import EnsembleListener, ensemble
+from bayesarch.workflows.ensemble_settings import SECTIONS as ENSEMBLE_SECTIONS
 from bayesarch.workflows.export import FORMATS, export
 from bayesarch.workflows.job import Arrays
 from bayesarch.workflows.run import Run, open_run
