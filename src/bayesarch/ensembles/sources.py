@@ -87,11 +87,13 @@ class Source(NamedTuple):
         ask: what to train next, given what has been trained; nothing more: the empty list.
         selection: how members are chosen among them unless it is said.
         many: whether it trains `pool` candidates and not `size`.
+        search: whether it goes back to the run's own search, which then must be a single one over operations.
     """
 
     ask: Ask
     selection: Selection
     many: bool = False
+    search: bool = False
 
 
 def mutate(arch: Architecture, rng: random.Random, *, position: int | None = None) -> Architecture:
@@ -190,14 +192,14 @@ def _nesbs(kind: str, candidates: int = 10) -> Callable[[Task], list[Architectur
 
 
 SOURCES: dict[str, Source] = {
-    "bpnas": Source(_once(bpnas), "all"),
+    "bpnas": Source(_once(bpnas), "all", search=True),
     "samples": Source(_once(samples), "all"),
     "top": Source(_once(top), "all"),
     "neighbours": Source(_once(neighbours), "all"),
     "deepens": Source(_once(deepens), "all"),
     "nes-rs": Source(_once(nes_rs), "forward", many=True),
     "nes-re": Source(nes_re, "forward", many=True),
-    "nesbs-mc": Source(_once(_nesbs("mc")), "all"),
-    "nesbs-svgd": Source(_once(_nesbs("svgd")), "all"),
+    "nesbs-mc": Source(_once(_nesbs("mc")), "all", search=True),
+    "nesbs-svgd": Source(_once(_nesbs("svgd")), "all", search=True),
 }
 """Every source by name."""

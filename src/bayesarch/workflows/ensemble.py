@@ -12,6 +12,7 @@ test split is read when all that is decided.
 """
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ from bayesarch.nets import architecture_cost, tidy_sizes
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import NB201, Architecture
 from bayesarch.workflows.config import merge, overrides, read_config
-from bayesarch.workflows.ensemble_base import BaseSearch
+from bayesarch.workflows.ensemble_base import BaseSearch, refuse_no_search
 from bayesarch.workflows.ensemble_settings import RECIPE, EnsembleSettings, settle_ensemble
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.evaluate import evaluate
@@ -112,6 +113,8 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     flags |= {key: value for key, value in {"seed": seed, "device": device}.items() if value is not None}
     given = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
     settings = settle_ensemble(merge(_of(base), given, flags, overrides(set)))
+    if SOURCES[settings.ensemble.candidates].search:
+        refuse_no_search(base, settings.ensemble.candidates)
     on = resolve_device(settings.device)
     examples = data if data is not None else load(settings.data)
     partition = split(examples, settings.data).for_training()
@@ -308,8 +311,18 @@ class _Work:
                 data=self.settings.data,
                 config=self.settings.train,
             )
-            _write_folder(path, record)
+            self._write_folder(path, record)
         return path
+
+    def _write_folder(self, path: Path, record: dict[str, Any]) -> None:
+        """Write a folder that `resume` starts, whole or not at all: a kill leaves no half-written one behind."""
+        part = path.with_name(f".{path.name}.part")
+        if part.exists():
+            shutil.rmtree(part)
+        fresh = RunFolder.create(part)
+        fresh.write_config(record)
+        fresh.write_json("data.json", data_record(self.examples, self.partition, self.settings.data))
+        part.rename(path)
 
     def _has_reference(self) -> bool:
         return min(self.examples.input_shape[1:]) > 1
@@ -338,7 +351,7 @@ class _Work:
                 data=self.settings.data,
                 config=self.settings.train,
             )
-            _write_folder(path, record)
+            self._write_folder(path, record)
         return path
 
     def _logits(self, index: int) -> np.ndarray:
@@ -370,17 +383,6 @@ class _Work:
             reopened=self.search.reopened,
             shared=self.search.shared,
         )
-
-
-def _write_folder(path: Path, record: dict[str, Any]) -> None:
-    """Write a folder that `resume` starts, whole or not at all: a kill leaves no half-written one behind."""
-    part = path.with_name(f".{path.name}.part")
-    if part.exists():
-        import shutil
-
-        shutil.rmtree(part)
-    RunFolder.create(part).write_config(record)
-    part.rename(path)
 
 
 def _free_name(base: Run, settings: EnsembleSettings) -> Path:

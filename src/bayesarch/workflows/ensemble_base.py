@@ -23,7 +23,20 @@ from bayesarch.workflows.ensemble_settings import EnsembleSettings
 from bayesarch.workflows.job import Job, prepare
 from bayesarch.workflows.run import Run
 
-__all__ = ["BaseSearch"]
+__all__ = ["BaseSearch", "refuse_no_search"]
+
+
+def refuse_no_search(base: Run, source: str) -> None:
+    """Refuse a run that a source cannot go back to.
+
+    Raises:
+        ConfigError: if it is no single search over operations.
+    """
+    if base.config.get("repeats", 1) > 1 or any(choice.alike for choice in base.architecture.space.choices):
+        raise ConfigError(
+            f"--from {source} goes back to a single search over operations, and {base.path} is none; "
+            "take --from samples, top or deepens"
+        )
 
 
 class BaseSearch:
@@ -70,11 +83,7 @@ class BaseSearch:
         Raises:
             ConfigError: if it was no single search over operations.
         """
-        if self.base.config.get("repeats", 1) > 1 or any(c.alike for c in self.base.architecture.space.choices):
-            raise ConfigError(
-                f"--from {self.settings.ensemble.candidates} starts from a single search over operations, and "
-                f"{self.base.path} is none; take --from samples, top or deepens"
-            )
+        refuse_no_search(self.base, self.settings.ensemble.candidates)
         return prepare(self.examples, config=self.base.config)
 
     def reopened(self, position: int, seed: int) -> Architecture:

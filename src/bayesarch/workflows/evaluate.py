@@ -163,8 +163,12 @@ def _ood(
             return None
         rng = np.random.default_rng(seed)
         flat = images.reshape(len(images), -1, images.shape[-1])
-        strange = np.stack([one[rng.permutation(len(one))] for one in flat]).reshape(images.shape)
-        name = "test images with their pixels shuffled"
+        if flat.shape[1] == 1:
+            strange, name = rng.permuted(flat, axis=0), "test rows, every column shuffled by itself"
+        else:
+            strange = np.stack([one[rng.permutation(len(one))] for one in flat])
+            name = "test images with their pixels shuffled"
+        strange = strange.reshape(images.shape)
     else:
         other = load(DataConfig(source=ood))
         if other.input_shape != examples.input_shape:
@@ -250,8 +254,10 @@ def _pictures(images: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:
         chosen = [np.asarray(images[np.array([row["index"]])])[0] for row in rows]
     except (TypeError, IndexError, DataError):
         return []
-    made = []
+    made: list[np.ndarray] = []
     for one in chosen:
+        if min(one.shape[:2]) < 4:
+            return []
         low, high = float(one.min()), float(one.max())
         made.append(
             one if one.dtype == np.uint8 else np.rint(255 * (one - low) / max(high - low, 1e-12)).astype(np.uint8)
