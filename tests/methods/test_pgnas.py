@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from bayesarch.data import SEARCH_SPLITS, Batch, DataConfig, as_examples, split, splits_on
 from bayesarch.engine import Clock, Engine, EngineConfig, Interrupted, Observer, Setting, pack, recalibrate
-from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, bernoulli
-from bayesarch.methods.candidates import Scorer, matched
+from bayesarch.methods.candidates import Scorer, matched, within
 from bayesarch.methods.pgnas import PGNAS, PGNASConfig
 from bayesarch.nets import kept_by, supernet_from
 from bayesarch.posteriors import ChannelMasks
-from bayesarch.spaces import Limits
 from bayesarch.testing import check_posterior
 
 CLOCK = Clock(epoch=0, step=0, epochs=10, steps_per_epoch=10, weight_lr=0.1)
@@ -258,9 +256,22 @@ def test_without_data_to_speak_the_summary_warns(tmp_path):
     assert said["group_entropies"]["out"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_hard_limits_are_refused(tmp_path):
+@pytest.mark.parametrize("share", [0.95, 0.6, 0.3])
+def test_candidates_keep_budgets_as_hard_limits(tmp_path, share):
+    """Loose ones change nothing; tight ones raise all drop logits together, no more than it takes."""
     made = engine(tmp_path)
-    limits = Limits(("params",), (1.0,), (0.0,), ((0.0,) * made.net.space.n_options,))
-    setting = Setting(1, {"weights": 100}, 10, 10, torch.device("cpu"), limits)
-    with pytest.raises(ConfigError, match="--max-params"):
-        made.method.init(setting, streams=Streams(0))
+    costs, posterior = made.net.costs, ChannelMasks(made.net.space, [0.9] * 3)
+    budget = share * costs.params
+    masks, raised = within(costs, posterior, {"params": budget}, 50, seed=0)
+    sizes = [sum(p.numel() for p in made.net.inherit(arch).parameters()) for arch in masks]
+    assert len(masks) == 50
+    assert max(sizes) <= budget
+    assert (raised > 0) == (share < 0.9)
+    if raised:
+        assert np.mean(sizes) > 0.7 * budget, "and no smaller than it takes"
+    free, none = within(costs, posterior, {}, 50, seed=0)
+    assert (free, none) == (posterior.sample(50, seed=0), 0.0)
+    both, _ = within(costs, posterior, {"params": budget, "macs": 0.25 * costs.macs}, 20, seed=0)
+    params, macs = costs.of(np.stack([made.net.one_hot(arch)[0, 0].bool().numpy() for arch in both]))
+    assert params.max() <= budget
+    assert macs.max() <= 0.25 * costs.macs

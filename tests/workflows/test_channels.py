@@ -89,6 +89,23 @@ def test_methods_and_spaces_that_do_not_fit_are_refused_before_anything_is_writt
         ba.search("digits", space="shake-shake", method="bpnas", out=tmp_path / "a")
     with pytest.raises(ConfigError, match="decides on channels and space 'nb201' has operations"):
         ba.search("digits", space="nb201", method="pgnas", out=tmp_path / "a")
-    with pytest.raises(ConfigError, match="spaces of cells only"):
-        ba.search("digits", space="shake-shake", method="pgnas", max_params=1000, out=tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"--max-params 100 \(the smallest has"):
+        ba.search("digits", space="shake-shake", method="pgnas", max_params=100, out=tmp_path / "a")
+    with pytest.raises(ConfigError, match="give --max-macs"):
+        ba.search("digits", space="shake-shake", method="pgnas", max_latency_ms=1.0, out=tmp_path / "a")
+    with pytest.raises(ConfigError, match="do not add up"):
+        ba.search("digits", space="mlp", max_params=1000, out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_hard_limits_hold_for_what_is_found(tmp_path):
+    given = {"space.width": 4, "space.blocks": 1, **SMALL}
+    run = ba.search(
+        "digits", space="shake-shake", method="pgnas", limit=400, max_params=6000, max_macs=90_000, set=given,
+        out=tmp_path / "a",
+    )  # fmt: skip
+    net = run.network()
+    assert sum(p.numel() for p in net.parameters()) == run.summary["params"] <= 6000
+    assert run.summary["macs"] <= 90_000
+    assert run.summary["limits"]["params"] == {"allowed": 6000, "found": run.summary["params"]}
+    assert "raised by" in " ".join(run.summary["warnings"])

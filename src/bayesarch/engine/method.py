@@ -10,7 +10,7 @@ data (thresholds, curvature, ranking).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -65,7 +65,9 @@ class Setting:
         batch_size: examples per batch.
         steps_per_epoch: weight steps in an epoch.
         device: where beliefs live.
-        limits: what the architecture that is found must keep.
+        limits: what the architecture that is found must keep, where costs add up over options.
+        budgets: the same where they do not, as largest values of `params` and `macs`: a method for channels asks the
+            network what a mask costs.
     """
 
     n_copies: int
@@ -74,6 +76,7 @@ class Setting:
     steps_per_epoch: int
     device: torch.device
     limits: Limits = NO_LIMITS
+    budgets: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from bayesarch.nets import MaskCosts, kept_by
 from bayesarch.posteriors import ChannelMasks
 from bayesarch.spaces import Architecture, Space
 
-__all__ = ["Scorer", "credible_sizes", "matched", "paired", "table"]
+__all__ = ["Scorer", "credible_sizes", "matched", "paired", "table", "within"]
 
 
 def table(masks: Sequence[Architecture]) -> np.ndarray:
@@ -23,6 +23,43 @@ def table(masks: Sequence[Architecture]) -> np.ndarray:
     for row, arch in zip(table, masks, strict=True):
         row[list(arch.columns)] = True
     return table
+
+
+def within(
+    costs: MaskCosts, posterior: ChannelMasks, budgets: Mapping[str, float], n: int, *, seed: int, draws: int = 400
+) -> tuple[list[Architecture], float]:
+    """Return n masks that keep the budgets, and by how much all drop logits had to be raised for that.
+
+    The least raise at which at least half of the draws keep them; what does not keep them is drawn again. Without
+    budgets, or where they are generous, that is the posterior itself and 0.
+    """
+    if not budgets:
+        return posterior.sample(n, seed=seed), 0.0
+
+    def keeps(masks: np.ndarray) -> np.ndarray:
+        params, macs = costs.of(masks)
+        sizes = {"params": params, "macs": macs}
+        return np.all([sizes[name] <= budget for name, budget in budgets.items()], axis=0)
+
+    keep, u = posterior.keep, np.random.default_rng(seed).random((draws, posterior.space.n_options))
+
+    def raised(by: float) -> ChannelMasks:
+        odds = keep / np.maximum(1 - keep, 1e-12) * math.exp(-by)
+        return ChannelMasks(posterior.space, (odds / (1 + odds)).tolist())
+
+    low, high = 0.0, 0.0
+    if keeps(u < posterior.marginals()).mean() < 0.5:
+        high = 40.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            enough = keeps(u < raised(middle).marginals()).mean() >= 0.5
+            low, high = (low, middle) if enough else (middle, high)
+    source, found, turn = raised(high) if high else posterior, list[Architecture](), 0
+    while len(found) < n:
+        drawn = source.sample(n, seed=seed + 7919 * turn)
+        found += [arch for arch, good in zip(drawn, keeps(table(drawn)), strict=True) if good]
+        turn += 1
+    return found[:n], high
 
 
 def matched(

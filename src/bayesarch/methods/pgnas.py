@@ -22,9 +22,8 @@ from torch import Tensor
 from bayesarch.config import Config
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting, batch_loss
-from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, bernoulli
-from bayesarch.methods.candidates import Scorer, credible_sizes, matched, paired, table
+from bayesarch.methods.candidates import Scorer, credible_sizes, matched, paired, table, within
 from bayesarch.posteriors import ChannelMasks
 from bayesarch.spaces import Architecture, Space
 
@@ -92,6 +91,10 @@ class PGNASState:
     """Credible statements on parameters and MACs."""
     tuned: int = 0
     """Steps that the chosen network was trained on for."""
+    budgets: Any = None
+    """Largest parameters and MACs of what is found, by name."""
+    raised: float = 0.0
+    """By how much all drop logits were raised for candidates that keep the budgets."""
     done: bool = False
 
 
@@ -113,13 +116,7 @@ class PGNAS:
         self._sizes = torch.tensor([len(choice.options) for choice in space.choices])
 
     def init(self, setting: Setting, *, streams: Streams) -> PGNASState:
-        """Return equal drop rates.
-
-        Raises:
-            ConfigError: under hard limits, which masks are not drawn within.
-        """
-        if setting.limits:
-            raise ConfigError("pgnas draws masks freely and keeps no --max-macs, --max-params or --max-latency-ms yet")
+        """Return equal drop rates."""
         config, n = self.config, float(self.config.kl_n or setting.n_examples["weights"])
         start = math.log(config.drop / (1 - config.drop))
         phi = torch.full((len(self.space.choices),), start, device=setting.device)
@@ -133,6 +130,7 @@ class PGNAS:
             right=torch.zeros(0, 0, dtype=torch.bool, device=setting.device),
             n=n,
             l2=decays if config.l2 is None else config.l2,
+            budgets=dict(setting.budgets),
         )
 
     def gates(self, state: PGNASState) -> Tensor:
@@ -238,6 +236,11 @@ class PGNAS:
                 f"only {beyond:.0%} of the groups lie beyond their drift curve: learning rate times steps set the drop "
                 "rates, not the data. Train longer, raise method.gate_lr, or give more data"
             )
+        if state.raised:
+            warnings.append(
+                f"the limits are below what the posterior gives: for the candidates all drop logits were raised by "
+                f"{state.raised:.2f}"
+            )
         return {
             "l2": state.l2,
             "n_objective": state.n,
@@ -277,7 +280,8 @@ class PGNAS:
         `keep` takes a state after every candidate; the ranking goes on from one that was kept.
         """
         config, posterior = self.config, self.posterior(state)
-        masks = posterior.sample(config.candidates, seed=seed)
+        masks, raised = within(net.costs, posterior, state.budgets or {}, config.candidates, seed=seed)
+        state = replace(state, raised=raised)
         score = Scorer(net, data, torch.bfloat16 if config.score_precision == "bf16" else None)
         for arch in masks[len(state.ranked) :]:
             right, loss = score.right(arch, "architecture")

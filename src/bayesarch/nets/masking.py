@@ -91,6 +91,7 @@ class MaskCosts:
         self._starts = np.cumsum([0, *(sum(sizes) for sizes in segments.values())])
         index = {name: i for i, name in enumerate(segments)}
         makes = {chain.modules[0]: index[name] for name, chain in chains.items() if chain.produced}
+        self.channels = int(self._starts[-1])
         self.params = sum(p.numel() for p in net.parameters())
         self.macs = sum(macs.values())
         # a gated layer has in x out kernels; what lies in a chain follows the layer that reads it

@@ -29,7 +29,7 @@ from bayesarch.nets.gated import NETWORKS, close_space, gated_supernet
 from bayesarch.runs import RunFolder
 from bayesarch.spaces import Limits, Space
 from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
-from bayesarch.workflows.limits import settle_limits
+from bayesarch.workflows.limits import settle_budgets, settle_limits
 from bayesarch.workflows.plan import Plan, plan
 
 __all__ = ["Arrays", "Job", "data_record", "prepare"]
@@ -48,12 +48,15 @@ class Job:
     device: torch.device
     splits: dict[str, Split] = field(repr=False)
     limits: Limits = field(repr=False)
+    budgets: dict[str, float] = field(default_factory=dict)
 
     def setting(self, net: Supernet) -> Setting:
         """Return what the method may know of the task."""
         first = self.partition.sizes[self.settings.method.splits[0]]
         batch = min(self.settings.engine.batch_size, first)
-        return Setting(net.n_copies, self.partition.sizes, batch, first // batch, self.device, self.limits)
+        return Setting(
+            net.n_copies, self.partition.sizes, batch, first // batch, self.device, self.limits, self.budgets
+        )
 
     def supernet(self, streams: Streams) -> Any:
         """Return a fresh supernet on the device, channels last."""
@@ -166,7 +169,14 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
         classes=len(examples.classes),
         device=on,
     )
-    return Job(settings, examples, partition, on, splits, limits)
+    budgets = settle_budgets(
+        settings.limits,
+        settings.space,
+        settings.sizes,
+        input_shape=examples.input_shape,
+        classes=len(examples.classes),
+    )
+    return Job(settings, examples, partition, on, splits, limits, budgets)
 
 
 def _closed(settings: Settings, examples: Examples) -> Settings:

@@ -2,16 +2,18 @@
 
 import random
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from bayesarch.config import Config
 from bayesarch.errors import ConfigError
-from bayesarch.nets import architecture_cost, build, cost_limits, latency_ms
+from bayesarch.nets import MaskCosts, architecture_cost, build, cost_limits, latency_ms
+from bayesarch.nets.gated import network_of
 from bayesarch.nets.skeletons import Shape
 from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
 
-__all__ = ["LimitsConfig", "settle_limits"]
+__all__ = ["LimitsConfig", "of_channels", "settle_budgets", "settle_limits"]
 
 FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms"}
 PROBES = 8
@@ -39,10 +41,12 @@ def settle_limits(
     """
     if config == LimitsConfig():
         return NO_LIMITS
-    if space.open or not space.additive or any(choice.alike for choice in space.choices):
+    if of_channels(space):
+        return NO_LIMITS  # their costs do not add up: `settle_budgets`
+    if not space.additive:
         raise ConfigError(
             f"the costs of options in space {space.name!r} do not add up; --max-macs, --max-params and "
-            "--max-latency-ms are kept in spaces of cells only"
+            "--max-latency-ms are not kept there"
         )
     latency = None
     if config.latency_ms is not None:
@@ -68,6 +72,40 @@ def settle_limits(
             "(--set space.channels=8)"
         )
     return limits
+
+
+def of_channels(space: Space) -> bool:
+    """Return whether a space is one of channel masks."""
+    return space.open or any(choice.alike for choice in space.choices)
+
+
+def settle_budgets(
+    config: LimitsConfig, space: Space, sizes: Config, *, input_shape: Shape, classes: int
+) -> dict[str, float]:
+    """Return the limits of a space of channels, as largest values of `params` and `macs`; none for other spaces.
+
+    Raises:
+        ConfigError: if even a network with one channel everywhere is larger, or a latency is asked for.
+    """
+    if config == LimitsConfig() or not of_channels(space):
+        return {}
+    if config.latency_ms is not None:
+        raise ConfigError(
+            f"--max-latency-ms is not kept in spaces of channels, such as {space.name!r}; give --max-macs"
+        )
+    with torch.random.fork_rng(devices=[]):
+        net = network_of(space, sizes, input_shape, classes)
+    costs = MaskCosts(net, input_shape)
+    params, macs = costs.of(np.zeros((1, costs.channels), dtype=bool))
+    smallest = {"params": int(params[0]), "macs": int(macs[0])}
+    wanted = {name: value for name, value in config.model_dump().items() if value is not None}
+    needs = [f"{FLAGS[n]} {v:,g} (the smallest has {smallest[n]:,})" for n, v in wanted.items() if smallest[n] > v]
+    if needs:
+        raise ConfigError(
+            f"no mask of {space.name} at these sizes keeps {' and '.join(needs)}; loosen the limit, or make the network "
+            "smaller"
+        )
+    return {name: float(value) for name, value in wanted.items()}
 
 
 def _latencies(
