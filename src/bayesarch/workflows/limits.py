@@ -102,7 +102,7 @@ def settle_budgets(
     needs = [f"{FLAGS[n]} {v:,g} (the smallest has {smallest[n]:,})" for n, v in wanted.items() if smallest[n] > v]
     if needs:
         raise ConfigError(
-            f"no mask of {space.name} at these sizes keeps {' and '.join(needs)}; loosen the limit, or make the network "
+            f"no mask of {space.name} at these sizes keeps {' and '.join(needs)}; loosen the limit or make the network "
             "smaller"
         )
     return {name: float(value) for name, value in wanted.items()}
