@@ -347,6 +347,14 @@ def sample(
 
 
 @app.command()
+def report(run: RunArgument) -> None:
+    """Write the pages of a run again from its records, and say where they are."""
+    from bayesarch.workflows.rewrite import rewrite
+
+    print("\n".join(rewrite(run)))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished run folders.")],
     out: Annotated[str | None, typer.Option(help="An HTML page to write, with pictures")] = None,

@@ -19,6 +19,7 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
+from bayesarch.workflows.rewrite import rewrite
 from bayesarch.workflows.whole import RunListener
 
 SMALL = {
@@ -117,6 +118,18 @@ def test_the_page_is_whole(made):
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_pages_are_written_again_from_the_records(run, made):
+    pages = {Path(made.path, "report.html"), Path(run.path, "report.html")}
+    before = {page: page.read_text() for page in pages}
+    for page in pages:
+        page.unlink()
+    assert rewrite(made.path) == [f"{made.path}/report.html"]
+    assert rewrite(run.path)[0] == f"{run.path}/report.html"
+    assert {page: page.read_text() for page in pages} == before
+    with pytest.raises(RunError, match="bayesarch evaluate"):
+        rewrite(made.members[2].path)
 
 
 def test_any_other_run_can_be_evaluated_too(made):

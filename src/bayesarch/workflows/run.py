@@ -181,8 +181,9 @@ class Run:
     def _need(self, name: str) -> None:
         if not self.folder.has(name):
             state = self.status.get("state")
-            if self.is_training and state == "finished":
-                raise RunError(f"{self.path} is a training of one architecture and has no {name}; give the search")
+            if (self.is_training or self.is_ensemble) and state == "finished":
+                what = "a training of one architecture" if self.is_training else "an ensemble"
+                raise RunError(f"{self.path} is {what} and has no {name}; give the search")
             raise RunError(
                 f"{self.path} is {state}, so there is no {name} yet; finish it: bayesarch resume {self.path}"
             )
