@@ -37,7 +37,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "mnist": {"data": str(SHARED / "mnist.npz"), "limit": 10_000, "set": {"engine.epochs": 12}},
     "cifar10-jpeg": {
         "data": "cifar10-jpeg",
-        "set": {"engine.epochs": 30, "data.crop": 4, "data.flip": True},
+        "set": {"engine.epochs": 15, "data.crop": 4, "data.flip": True},
     },
 }
 KEPT = ("name", "masks", "params_kept", "architecture", "selection")
