@@ -73,7 +73,7 @@ def evaluate(
     held, held_y = predictor.logits_on(splits["selection"])
     calibration = halves(held_y)[1]
     held, held_y = held[:, calibration], held_y[calibration]
-    answers = _answers(run, predictor, logits, held, held_y)
+    answers = _answers(predictor.mixture.weights, logits, held, held_y)
     if len(logits) > 1:
         answers |= {f"member {i}": p for i, p in enumerate(un.softmax(logits))}
     reference = _reference(run)
@@ -138,12 +138,12 @@ def write_page(run: Run, images: Any = None) -> None:
 
 
 def _answers(
-    run: Run, predictor: Predictor, logits: np.ndarray, held: np.ndarray, held_y: np.ndarray
+    weights: Sequence[float], logits: np.ndarray, held: np.ndarray, held_y: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the probabilities of each way to answer: before any temperature, and after each kind."""
-    weights, many = predictor.mixture.weights, len(logits) > 1
+    many = len(logits) > 1
     name = "ensemble" if many else "network"
-    made = {name: Mixture(weights, (1.0,) * len(logits))(logits)}
+    made = {name: Mixture(tuple(weights), (1.0,) * len(logits))(logits)}
     if many:
         made[f"{name}, T each"] = fit_mixture(held, held_y, weights, "single")(logits)
     made[f"{name}, T joint" if many else f"{name}, T"] = fit_mixture(held, held_y, weights, "joint")(logits)
