@@ -34,9 +34,10 @@ def _guided(name: str, record: dict, table: Table, machine: Machine) -> str:
                 _over_seeds([row["architecture"]["mean"] for row in rows]),
                 _over_seeds([row["selection"]["mean"] for row in rows]),
                 f"{statistics.fmean(spreads):.4f}" if spreads else "",
+                _over_seeds([row["selection"]["max"] for row in rows]) if spreads else "",
             ]
         )
-    head = ["masks", "parameters kept", "ranking split", "selection split", "sd over masks"]
+    head = ["masks", "parameters kept", "ranking split", "selection split", "sd over masks", "highest of 50"]
     n, tests = runs[0]["examples"], [run["test"]["accuracy"] for run in runs]
     epochs = runs[0]["set"]["engine.epochs"]
     return (
@@ -77,9 +78,9 @@ def _settings(record: dict, table: Table, machine: Machine, base: dict | None) -
     )
 
 
-def _examples(record: dict, table: Table, machine: Machine) -> str:
+def _examples(record: dict, table: Table, machine: Machine, guided: dict | None) -> str:
     groups: dict[int, list[dict]] = {}
-    for run in record["runs"]:
+    for run in [*record["runs"], *([] if guided is None else guided["runs"])]:
         groups.setdefault(run["examples"]["weights"], []).append(run)
     body = []
     for n, runs in sorted(groups.items()):
@@ -107,7 +108,8 @@ def _examples(record: dict, table: Table, machine: Machine) -> str:
     epochs = record["runs"][0]["set"]["engine.epochs"]
     return (
         f"### Do the data speak? MNIST\n\nThe share of groups whose drop logit lies more than a quarter from where the "
-        f"entropy alone would have taken it, after {epochs} epochs of more and more examples.\n\n{table(head, body)}\n\n"
+        f"entropy alone would have taken it, after {epochs} epochs of more and more examples; the largest are the runs of "
+        f"the guided comparison above.\n\n{table(head, body)}\n\n"
         f"{machine(record)}\n"
     )
 
@@ -159,7 +161,9 @@ def pgnas_part(records: dict[str, dict], table: Table, machine: Machine) -> list
             parts.append(_guided(name, records[f"guided_{name}"], table, machine))
     if "settings" in records:
         parts.append(_settings(records["settings"], table, machine, records.get("guided_digits")))
-    for name, write in (("examples", _examples), ("mismatch", _mismatch), ("throughput", _throughput)):
+    if "examples" in records:
+        parts.append(_examples(records["examples"], table, machine, records.get("guided_mnist")))
+    for name, write in (("mismatch", _mismatch), ("throughput", _throughput)):
         if name in records:
             parts.append(write(records[name], table, machine))
     return ["## PGNAS\n", *parts] if parts else []
