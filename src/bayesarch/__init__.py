@@ -10,6 +10,8 @@ Nothing heavy is imported until it is used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bayesarch.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bayesarch.data import DATASETS as DATASETS
     from bayesarch.errors import BayesarchError as BayesarchError
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from bayesarch.workflows.search import search as search
     from bayesarch.workflows.train import train as train
     from bayesarch.workflows.whole import run as run
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": ("bayesarch.spaces", "Architecture"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-import bayesarch
+from bayesarch.version import __version__
 
 __all__ = ["environment"]
 
@@ -18,7 +18,7 @@ __all__ = ["environment"]
 def environment(device: torch.device) -> dict[str, Any]:
     """Return a JSON-ready record of where this process runs."""
     return {
-        "bayesarch": bayesarch.__version__,
+        "bayesarch": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "numpy": numpy.__version__,

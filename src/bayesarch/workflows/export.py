@@ -20,10 +20,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-import bayesarch
 from bayesarch.data import DataConfig, Examples, load, split
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.nets.source import source_of
+from bayesarch.version import __version__
 from bayesarch.workflows.answer import OUTPUTS, Answer
 from bayesarch.workflows.evaluate import write_page
 from bayesarch.workflows.predictor import Predictor
@@ -151,7 +151,7 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
     """Return what a reader of the file needs to know, as text."""
     c, h, w = predictor.input_shape
     return {
-        "bayesarch": bayesarch.__version__,
+        "bayesarch": __version__,
         "classes": json.dumps(list(predictor.classes)),
         "input": f"images: float32 (n, {c}, {h}, {w}), pixel values as they were trained on; scaled inside",
         "mean": json.dumps(predictor.mean.tolist()),
@@ -241,7 +241,7 @@ def _write_source(path: Path, predictor: Predictor) -> None:
         std=predictor.std.tolist(),
         mixture={key: np.asarray(value).tolist() for key, value in predictor.mixture.to_json().items()},
         architectures=[str(arch) for arch in predictor.architectures],
-        version=bayesarch.__version__,
+        version=__version__,
     )
     path.write_text(text)
     safetensors.torch.save_file(tensors, str(path.with_suffix(".safetensors")))
