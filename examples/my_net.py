@@ -31,6 +31,8 @@ class Net(nn.Module):
 
 
 if __name__ == "__main__":
+    import tempfile
+
     import bayesarch as ba
 
     run = ba.search(
@@ -38,6 +40,7 @@ if __name__ == "__main__":
         space="module",
         method="pgnas",
         set={"space.path": f"{__file__}:Net", "engine.epochs": 15, "method.candidates": 30},
+        out=tempfile.mkdtemp() + "/run",
     )
     small = run.network()
     accuracy = run.summary["selection_accuracy"]
