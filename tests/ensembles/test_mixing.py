@@ -33,6 +33,20 @@ def test_forward_selection_is_greedy_step_by_step(pool):
     assert reached < nll(p[list(SELECTIONS["top"](p, y, 3).members)].mean(0), y) + 1e-12
 
 
+def test_forward_selection_takes_who_helps_and_not_who_is_next_best():
+    """Twins are the two best, and a weaker one is right where both of them are wrong."""
+    y = np.zeros(10, dtype=int)
+    twin = np.tile([0.9, 0.1], (10, 1))
+    twin[:2] = [0.1, 0.9]
+    other = np.tile([0.55, 0.45], (10, 1))
+    other[:2] = [0.95, 0.05]
+    other[2:4] = [0.2, 0.8]
+    pool = np.stack([twin, twin, other])
+    assert nll(other, y) > nll(twin, y)
+    assert SELECTIONS["forward"](pool, y, 2).members == (0, 2)
+    assert SELECTIONS["top"](pool, y, 2).members == (0, 1)
+
+
 def test_with_replacement_a_strong_candidate_counts_more_than_once():
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 200)

@@ -51,6 +51,8 @@ def test_reliability_of_known_bins():
     wide = un.reliability(p, y, bins=2)
     assert wide.n.tolist() == [4]
     assert wide.confidence == pytest.approx([0.75])
+    edge = un.reliability(np.array([[0.5, 0.5], [0.6, 0.4]]), np.array([0, 0]), bins=2)
+    assert edge.confidence == pytest.approx([0.5, 0.6]), "an edge belongs to the bin below it"
     mass = un.reliability(p, y, bins=2, equal="mass")
     assert mass.n.tolist() == [2, 2]
     assert mass.confidence == pytest.approx([0.575, 0.925])

@@ -118,6 +118,11 @@ def test_networks_cut_masked_and_counted_agree(space, sizes):
     shape = (2, 16, 16)
     net = supernet_from(network_of(space, space.sizes(**sizes), shape, 3).double(), input_shape=shape, classes=3)
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draws = torch.Generator().manual_seed(2)
+    for module in net.net.modules():  # norms whose scale and shift are not the initial ones
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=draws)
+            module.bias.data.normal_(generator=draws)
     net.train()
     for _ in range(3):
         net(images, torch.ones(1, 1, net.space.n_options, dtype=torch.float64))

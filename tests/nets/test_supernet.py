@@ -219,3 +219,18 @@ def test_work_is_counted_from_what_is_computed(generator):
     net.prune(gates[0, 0] > 0)
     net(images, gates)
     assert net.macs_spent == 10 * cost.macs + 5 * every
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("width", ["16", "64"])
+def test_a_narrow_perceptron_is_normed_over_its_own_units(norm, width):
+    space = SPACES["mlp"]
+    net = Supernet(space, input_shape=(5, 1, 1), classes=3, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(20, 5, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    text = f"(width={width}, depth=3, activation=gelu, skip=residual, norm={norm})"
+    arch = Architecture.parse(text, space)
+    net.train()
+    for _ in range(3):
+        net(x, net.one_hot(arch))
+    net.eval()
+    assert torch.allclose(net.inherit(arch)(x), net(x, net.one_hot(arch)))
