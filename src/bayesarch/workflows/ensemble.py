@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from bayesarch.data import Examples, Split, load, scaling_of, split, splits_on
+from bayesarch.data import Examples, Split, load, split, splits_on
 from bayesarch.engine import Interrupted, resolve_device
 from bayesarch.ensembles import (
     SELECTIONS,
@@ -192,14 +192,8 @@ class _Work:
         stop: threading.Event,
         ray: str | None,
     ) -> None:
-        self.ray = ray
-        self.folder, self.settings, self.examples, self.listener, self.stop = (
-            folder,
-            settings,
-            examples,
-            listener,
-            stop,
-        )
+        self.folder, self.settings, self.examples = folder, settings, examples
+        self.listener, self.stop, self.ray = listener, stop, ray
         self.device, self.parallel = resolve_device(settings.device), parallel
         self.base = open_run(settings.ensemble.run)
         self.partition = split(examples, settings.data).for_training()
@@ -266,7 +260,6 @@ class _Work:
         mixture = fit_mixture(picked[:, second], self.labels[second], weights, config.scaling)
         members = [usable[i] for i in chosen.members]
         runs = [open_run(self._path(i)) for i in members]
-        mean, std = scaling_of(self.examples, self.partition, self.settings.data)
         distinct = len({run.architecture.canonical for run in runs})
         record = {
             "members": [f"members/{i:03d}" for i in members],
@@ -276,8 +269,6 @@ class _Work:
             "candidates": len(paths),
             "failed": [f"members/{i:03d}" for i in range(len(paths)) if i not in usable],
             "distinct": distinct,
-            "mean": mean.tolist(),
-            "std": std.tolist(),
             "halves": {"selection": len(first), "calibration": len(second)},
             "budget": self._budget(len(paths)),
             "seconds": seconds,
