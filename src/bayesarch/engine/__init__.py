@@ -29,6 +29,8 @@ from bayesarch.engine.score import batch_loss as batch_loss
 from bayesarch.engine.score import batch_statistics as batch_statistics
 from bayesarch.engine.score import recalibrate as recalibrate
 from bayesarch.engine.score import score as score
+from bayesarch.engine.together import Together as Together
+from bayesarch.engine.together import can_stack as can_stack
 from bayesarch.engine.trainer import TrainConfig as TrainConfig
 from bayesarch.engine.trainer import Trainer as Trainer
 from bayesarch.engine.weights import Weights as Weights
@@ -46,12 +48,14 @@ __all__ = [
     "Score",
     "Setting",
     "State",
+    "Together",
     "TrainConfig",
     "Trainer",
     "Weights",
     "autocast",
     "batch_loss",
     "batch_statistics",
+    "can_stack",
     "conditional_losses",
     "found_by",
     "gate_curvature",

@@ -169,6 +169,9 @@ class Trainer:
         )
         self.steps_per_epoch = self.feeder.steps_per_pass
         self._saved_at = self._ticked = time.monotonic()
+        self._running: Tensor | float = 0.0
+        self.time_share = 1.0
+        """Part of the time passing that counts as this training's: less where several share the steps."""
 
     def _auxiliary(self, classes: int) -> nn.Module:
         """Return an auxiliary head that fits the layer at two thirds."""
@@ -196,25 +199,52 @@ class Trainer:
         return self
 
     def _epoch(self) -> None:
-        place, config = self.place, self.config
+        self.begin_epoch()
+        while self.place.step < self.steps_per_epoch:
+            self.took(self._step(self.feeder.next()))
+            if self.keep_place():
+                raise Interrupted
+        self.end_epoch()
+
+    def begin_epoch(self) -> None:
+        """Make ready for the steps of the current epoch, or for what is left of them."""
         self.whole.train()
-        share = config.drop_path * place.epoch / config.epochs
+        share = self.config.drop_path * self.place.epoch / self.config.epochs
         if self._layered is not None:
             self._layered.drop_paths(PathDrop(share, generator=self.streams["drop"]) if share > 0 else None)
-        running: Tensor | float = place.loss
-        while place.step < self.steps_per_epoch:
-            running = running + self._step(self.feeder.next())
-            place.step += 1
-            if place.step % CHECK_EVERY == 0 or place.step == self.steps_per_epoch:
-                self._finite(running)
-            self._tick()
-            due = time.monotonic() - self._saved_at > 60 * config.checkpoint_minutes
-            if self.observer.should_stop() or due:
-                place.loss = self._finite(running)
-                self.save()
-                if not due or self.observer.should_stop():
-                    raise Interrupted
-        loss, lr = self._finite(running) / self.steps_per_epoch, self._lr()
+        self._running = self.place.loss
+
+    def took(self, loss: Tensor) -> None:
+        """Count a step.
+
+        Args:
+            loss: what it was taken at, 0-dim.
+
+        Raises:
+            NumericalError: when a look at the loss shows that it is no longer finite.
+        """
+        self._running = self._running + loss
+        self.place.step += 1
+        if self.place.step % CHECK_EVERY == 0 or self.place.step == self.steps_per_epoch:
+            self._finite(self._running)
+        self._tick()
+
+    def keep_place(self, *, now: bool = False) -> bool:
+        """Save the place between two steps, where it is time to, and return whether to stop.
+
+        Args:
+            now: whether to save in any case.
+        """
+        stop = self.observer.should_stop()
+        if stop or now or time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
+            self.place.loss = self._finite(self._running)
+            self.save()
+        return stop
+
+    def end_epoch(self) -> None:
+        """Score, record and save after the last step of an epoch."""
+        place = self.place
+        loss, lr = self._finite(self._running) / self.steps_per_epoch, self._lr()
         place.epoch, place.step, place.loss = place.epoch + 1, 0, 0.0
         selection = self.selection()
         self._tick()
@@ -236,28 +266,33 @@ class Trainer:
         with autocast(self.device, self.config.precision):
             total, loss = self._losses(batch)
         total.backward()
+        self.move()
+        return loss.detach().float()
+
+    def move(self) -> None:
+        """Take the weights' step along the gradients that are in them."""
         self.weights.step(self._lr())
         if self.config.ema is not None:
             with torch.no_grad():
                 for name, value in self.net.state_dict().items():
                     mine = self.average[name]
                     mine.lerp_(value, 1 - self.config.ema) if mine.is_floating_point() else mine.copy_(value)
-        return loss.detach().float()
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what is to fall, and the part of it that is the network's own loss."""
         if self._layered is None:  # what such a network draws (dropout, shaking) comes from the run's streams too
             with seeded(self.streams["noise"]):
-                loss = self._loss(self.net(batch.images), batch)
+                loss = self.loss(self.net(batch.images), batch)
             return loss, loss
         outputs = self._layered.outputs(batch.images)
-        loss = self._loss(self._layered.head(outputs[-1]), batch)
+        loss = self.loss(self._layered.head(outputs[-1]), batch)
         if "auxiliary" not in self.whole:
             return loss, loss
-        second = self._loss(self.whole["auxiliary"](outputs[2 * len(outputs) // 3]), batch)
+        second = self.loss(self.whole["auxiliary"](outputs[2 * len(outputs) // 3]), batch)
         return loss + self.config.auxiliary * second, loss
 
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, labels smoothed and examples weighed as they are to be, 0-dim."""
         each = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.config.label_smoothing)
         return each.mean() if batch.weights is None else (each * batch.weights).mean()
 
@@ -299,7 +334,7 @@ class Trainer:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self.place.seconds += now - self._ticked
+        self.place.seconds += self.time_share * (now - self._ticked)
         self._ticked = now
 
     def save(self) -> None:

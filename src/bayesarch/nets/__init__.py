@@ -25,6 +25,8 @@ from bayesarch.nets.operations import OPERATIONS as OPERATIONS
 from bayesarch.nets.plain import PlainNetwork as PlainNetwork
 from bayesarch.nets.plain import build as build
 from bayesarch.nets.plain import tidy_sizes as tidy_sizes
+from bayesarch.nets.stacking import Stack as Stack
+from bayesarch.nets.stacking import stack as stack
 from bayesarch.nets.supernet import Supernet as Supernet
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PathDrop",
     "PlainNetwork",
     "Skeleton",
+    "Stack",
     "Supernet",
     "architecture_cost",
     "build",
@@ -47,6 +50,7 @@ __all__ = [
     "network_cost",
     "node_order",
     "option_costs",
+    "stack",
     "supernet_from",
     "tidy_sizes",
 ]

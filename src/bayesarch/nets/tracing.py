@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-__all__ = ["Chain", "Sourced", "gateable", "is_depthwise", "norm_pairs", "producers", "segments_of"]
+__all__ = ["Chain", "Sourced", "gateable", "graph_of", "is_depthwise", "norm_pairs", "producers", "segments_of"]
 
 CHANNELWISE = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Hardswish, nn.Identity,
@@ -62,7 +62,7 @@ def segments_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: (layer.weight.shape[1],) for name, layer in gateable(net).items()}
 
 
-def _graph(net: nn.Module) -> fx.Graph | None:
+def graph_of(net: nn.Module) -> fx.Graph | None:
     """Return the network's graph in eval mode, its layers as calls; None where its code cannot be traced."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -81,7 +81,7 @@ def producers(net: nn.Module) -> dict[str, Chain]:
     Norms, activations, poolings and depthwise convolutions are passed. Empty where the network's code cannot be traced;
     then only weights of the gated layers themselves are cut.
     """
-    graph = _graph(net)
+    graph = graph_of(net)
     if graph is None:
         return {}
     layers, calls = gateable(net), [node.target for node in graph.nodes if node.op == "call_module"]
@@ -123,7 +123,7 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def norm_pairs(net: nn.Module) -> list[tuple[str, str]]:
     """Return (convolution, batch norm) by name wherever the norm alone reads the convolution; both called once."""
-    graph = _graph(net)
+    graph = graph_of(net)
     if graph is None:
         return []
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
