@@ -1,7 +1,7 @@
 """Do different architectures make better ensembles than different seeds? Every source at one training budget.
 
     python benchmarks/ensembles.py --data digits --seeds 5 --epochs 10
-    python benchmarks/ensembles.py --data mnist --seeds 2 --epochs 3
+    python benchmarks/ensembles.py --data mnist --seeds 2 --epochs 2
 
 For every seed one BPNAS search; then ensembles of 3 from each source. Sources that choose among a pool train 12
 candidates for `--epochs` each, the others 3 members for four times as many: the same number of epochs for all, MACs
@@ -26,20 +26,26 @@ SOURCES = {
 }  # fmt: skip
 POOLED = ("nes-rs", "nes-re")
 TASKS = {
-    "digits": {"data": "digits", "set": {}},
-    "mnist": {"data": str(SHARED / "mnist.npz"), "limit": 10_000, "set": {"space.channels": 8, "engine.epochs": 20}},
+    "digits": {"data": "digits", "set": {}, "restart": 30, "shared": 40},
+    "mnist": {
+        "data": str(SHARED / "mnist.npz"),
+        "limit": 10_000,
+        "set": {"space.channels": 8, "engine.epochs": 20},
+        "restart": 8,
+        "shared": 12,
+    },
 }
 MEASURES = ("accuracy", "nll", "brier", "ece_width", "aurc")
 
 
-def one(name: str, run, seed: int, epochs: int, work: Path) -> dict:
+def one(name: str, run, seed: int, epochs: int, task: dict, work: Path) -> dict:
     """Return what is kept of one ensemble."""
     import bayesarch as ba
 
     out = work / f"{name}-s{seed}"
     given = {
-        "ensemble.candidates": name, "ensemble.reference": False, "ensemble.restart_epochs": 30,
-        "ensemble.shared_epochs": 40,
+        "ensemble.candidates": name, "ensemble.reference": False, "ensemble.restart_epochs": task["restart"],
+        "ensemble.shared_epochs": task["shared"], "ensemble.stack": "never",
         "train.epochs": epochs if name in POOLED else 4 * epochs, **SOURCES[name],
     }  # fmt: skip
     if out.exists():
@@ -109,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(TASKS), default="digits")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="seed to begin with, where others are made elsewhere")
     parser.add_argument("--epochs", type=int, default=10, help="of a candidate in a pool of 12")
     parser.add_argument("--work", type=Path, default=Path("runs/ensembles"))
     arguments = parser.parse_args()
@@ -116,7 +123,7 @@ def main() -> None:
     task, out = TASKS[arguments.data], RESULTS / f"ensembles_{arguments.data}.json"
     known = json.loads(out.read_text())["runs"] if out.exists() else []
     done = {(run["source"], run["seed"]): run for run in known}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.seeds):
         place = arguments.work / f"{arguments.data}-search-s{seed}"
         if (place / "summary.json").exists():
             run = ba.open_run(place)
@@ -125,7 +132,7 @@ def main() -> None:
         for name in SOURCES:
             if (name, seed) in done:
                 continue
-            done[name, seed] = one(name, run, seed, arguments.epochs, arguments.work / arguments.data)
+            done[name, seed] = one(name, run, seed, arguments.epochs, task, arguments.work / arguments.data)
             runs = [done[key] for key in sorted(done, key=lambda key: (key[1], list(SOURCES).index(key[0])))]
             record = {
                 "command": f"python benchmarks/ensembles.py --data {arguments.data} --seeds {arguments.seeds} "

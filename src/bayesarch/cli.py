@@ -261,16 +261,26 @@ def export(
 
 @app.command()
 def resume(
-    run: RunArgument,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="A run folder; or several trainings of one architecture.")
+    ],
     device: Annotated[str | None, typer.Option(help="Another device than the run was started on")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="So many repeats at a time [one per core]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a broken run; nothing happens to a finished one."""
+    """Continue a broken run; nothing happens to a finished one. Several trainings of one architecture go on as one."""
     from bayesarch.terminal import EnsembleProgress, Progress, TrainingProgress
     from bayesarch.workflows.run import open_run
     from bayesarch.workflows.search import resume as run_resume
+    from bayesarch.workflows.search import resume_together
 
+    run = runs[0]
+    if len(runs) > 1:
+        with TrainingProgress(quiet=as_json) as progress:
+            each = _interruptible(lambda: resume_together(runs, device=device, listener=progress.listener), progress)
+        for done in each:
+            _conclude(done, as_json)
+        return
     opened = open_run(run)
     kind: Any = TrainingProgress if opened.is_training else EnsembleProgress if opened.is_ensemble else Progress
     with kind(quiet=as_json) as progress:

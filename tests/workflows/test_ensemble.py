@@ -384,3 +384,37 @@ def test_splits_of_members_and_evaluation_are_those_of_the_search(run, made):
     assert made.data["fingerprint"]["test"] == run.data["fingerprint"]["test"]
     parts = splits_on(examples, trained, ("weights",), config=config, device="cpu")
     assert len(parts["weights"]) == made.data["sizes"]["weights"]
+
+
+def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path):
+    given = {**SMALL, "train.lr": 0.01, "train.epochs": 1}
+    alone = ba.ensemble(run, candidates="deepens", set={**given, "ensemble.stack": "never"}, out=tmp_path / "a")
+    joint = ba.ensemble(run, candidates="deepens", set={**given, "ensemble.stack": "always"}, out=tmp_path / "b")
+    assert "train as one" in (tmp_path / "b" / "log.txt").read_text()
+    assert "train as one" not in (tmp_path / "a" / "log.txt").read_text()
+    starts = [(m.folder.path / "log.txt").read_text().count("resume at epoch 0") for m in joint.members]
+    assert starts == [1, 1, 1]
+    images, _ = split_of(run, "test")
+    for mine, other in zip(joint.members, alone.members, strict=True):
+        assert mine.config == other.config
+        assert mine.status["state"] == "finished"
+        assert mine.summary["params"] == other.summary["params"]
+        close = mine.predictor().predict_proba(images) - other.predictor().predict_proba(images)
+        assert np.abs(close).max() < 2e-3
+
+
+def test_a_stack_that_fails_leaves_its_members_to_train_alone(run, tmp_path, monkeypatch):
+    """Dropped paths cannot be stacked; asked for all the same, the members are trained one by one."""
+    given = {**SMALL, "train.drop_path": 0.1, "ensemble.stack": "always"}
+    made = ba.ensemble(run, members=2, candidates="deepens", set=given, out=tmp_path / "c")
+    assert "dropped paths cannot be stacked" in (tmp_path / "c" / "members" / "000" / "process.txt").read_text()
+    assert [member.status["state"] for member in made.members] == ["finished", "finished"]
+
+
+def test_only_trainings_are_resumed_together(run, made):
+    from bayesarch.workflows.search import resume_together
+
+    with pytest.raises(RunError, match="only trainings"):
+        resume_together([made.members[0].path, run.path])
+    done = resume_together([member.path for member in made.members])
+    assert [one.path for one in done] == [member.path for member in made.members]

@@ -119,7 +119,7 @@ def stack(nets: Sequence[nn.Module]) -> Stack:
             modules[str(node.target)] = _widened(str(node.target), first.get_submodule(str(node.target)), of)
         else:
             _adapt(node, of)
-    body = fx.GraphModule(modules, graph)  # type: ignore[arg-type]
+    body = fx.GraphModule(modules, graph)
     like = next(first.parameters())
     body.to(like.device, like.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pairs = [pair for name in modules for pair in _tie(body.get_submodule(name), [n.get_submodule(name) for n in nets])]

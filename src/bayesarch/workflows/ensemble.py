@@ -50,6 +50,7 @@ from bayesarch.workflows.processes import at_once, run_folders, what_failed
 from bayesarch.workflows.repeats import keep_examples
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
+from bayesarch.workflows.stacks import groups, stacking_pays
 from bayesarch.workflows.train import training_record
 
 __all__ = ["EnsembleListener", "continue_ensemble", "ensemble"]
@@ -232,6 +233,7 @@ class _Work:
                 ),
                 keep_going=True,
                 ray=self.ray,
+                stacks=self._stacks(dict(zip(paths, asked, strict=True))),
             )
             for path in failed:
                 self.folder.log([f"{path.name} failed: {what_failed(path)}"])
@@ -242,6 +244,25 @@ class _Work:
             extra = []
         if not any(self._is_trained(i) for i in range(len(trained))):
             raise RunError(f"no member could be trained: {what_failed(self._path(0))}")
+
+    def _stacks(self, asked: dict[Path, Architecture]) -> list[list[Path]]:
+        """Return which of the candidates train as one, and say so in the log."""
+        mode = self.settings.ensemble.stack
+        if mode == "never" or (mode == "auto" and self.ray is not None):
+            return []
+        parallel = at_once(self.parallel, self.device.type, len(asked))
+        chosen = [
+            paths
+            for paths in groups(asked)
+            if mode == "always"
+            or stacking_pays(
+                asked[paths[0]], of=len(paths), sizes=self.sizes, input_shape=self.examples.input_shape,
+                classes=len(self.examples.classes), config=self.settings.train, device=self.device, parallel=parallel,
+            )
+        ]  # fmt: skip
+        for paths in chosen:
+            self.folder.log([f"{_now()} {len(paths)} members of one architecture train as one"])
+        return chosen
 
     def choose(self, *, seconds: float) -> None:
         """Choose members among what was trained, mix and calibrate them, and write who they are."""

@@ -45,6 +45,9 @@ class EnsembleConfig(Config):
     """Cap on a restart's search epochs (bpnas)."""
     shared_epochs: int = Field(default=40, ge=2)
     """Epochs of the shared supernet, the last half for its posterior (nesbs)."""
+    stack: Literal["auto", "always", "never"] = "auto"
+    """Whether members of one architecture train as one network with grouped convolutions: auto: on a GPU, and on CPUs
+    where a few steps timed beforehand say that it is faster than processes side by side."""
     reference: bool = True
     """Whether a plain ResNet that costs as many MACs as all members together is trained beside them (images only)."""
 

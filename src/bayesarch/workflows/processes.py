@@ -34,6 +34,7 @@ def run_folders(
     on_change: Callable[[int, int], None],
     keep_going: bool = False,
     ray: str | None = None,
+    stacks: Sequence[Sequence[Path]] = (),
 ) -> list[Path]:
     """Bring every run to its end, `parallel` at a time, each in a process with its share of the cores.
 
@@ -45,6 +46,8 @@ def run_folders(
         on_change: told (finished, running) whenever that changes.
         keep_going: whether one that fails leaves the others alone; else it ends them.
         ray: address of a Ray cluster whose machines see the same folders, or `local`; None: processes on this machine.
+        stacks: trainings among them that go as one, before the others and with all cores; if that fails (their memory
+            may not suffice), each goes by itself.
 
     Returns:
         Those that failed; none unless `keep_going`.
@@ -53,7 +56,10 @@ def run_folders(
         Interrupted: when stopped.
         RunError: if a run fails and `keep_going` is False; names it and what it said.
     """
-    crew = _Crew(paths, parallel, device, _local if ray is None else RayLauncher(ray))
+    launch: Launch = _local if ray is None else RayLauncher(ray)
+    for together in stacks:
+        _as_one(together, _Crew(paths, 1, device, launch), stop, on_change)
+    crew = _Crew(paths, parallel, device, launch)
     try:
         while crew.busy:
             if stop.is_set():
@@ -68,6 +74,30 @@ def run_folders(
     finally:
         crew.dismiss()
     return crew.failed
+
+
+def _as_one(
+    together: Sequence[Path], crew: "_Crew", stop: threading.Event, on_change: Callable[[int, int], None]
+) -> None:
+    """Train a stack in one process, whatever comes of it.
+
+    Raises:
+        Interrupted: when stopped.
+    """
+    left = [path for path in together if open_run(path).status.get("state") != "finished"]
+    if len(left) < 2 or any(_at_work(path) for path in left):
+        return
+    on_change(0, len(left))
+    job = crew.launched(left)
+    try:
+        while job.poll() is None:
+            if stop.is_set():
+                raise Interrupted
+            time.sleep(POLL_SECONDS)
+    finally:
+        if job.poll() is None:
+            job.terminate()
+            job.wait()
 
 
 class _Job(Protocol):
@@ -132,12 +162,17 @@ class _Crew:
             if open_run(path).status.get("state") == "finished":
                 self.done += 1
             elif len(self.running) + len(orphans) < self.parallel:
-                command = [sys.executable, "-m", "bayesarch", "resume", str(path.resolve()), "--json"]
-                command += [] if self.device is None else ["--device", self.device]
-                self.running[path] = self.launch(path, command, self.environment)
+                self.running[path] = self.launched([path])
             else:
                 continue
             self.waiting.remove(path)
+
+    def launched(self, paths: Sequence[Path]) -> _Job:
+        """Start a process that brings runs to their end; several as one. What it says goes to the first's folder."""
+        folders = [str(path.resolve()) for path in paths]
+        command = [sys.executable, "-m", "bayesarch", "resume", *folders, "--json"]
+        command += [] if self.device is None else ["--device", self.device]
+        return self.launch(paths[0], command, self.environment)
 
     def ended(self) -> list[Path]:
         """Take processes that have ended from the running ones, and return those that failed."""

@@ -30,9 +30,9 @@ from bayesarch.workflows.repeats import prepare_children, repeat
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.summary import kept_limits, summarise
-from bayesarch.workflows.train import TrainingListener, continue_training
+from bayesarch.workflows.train import TrainingListener, continue_together, continue_training
 
-__all__ = ["Listener", "resume", "search"]
+__all__ = ["Listener", "resume", "resume_together", "search"]
 
 
 @dataclass
@@ -176,6 +176,36 @@ def resume(
         return repeat(job, run.folder, parallel=parallel, on_repeats=heard.on_repeats, device=device)
     run.folder.write_json("data.json", job.data_record())
     return _go(job, run.folder, heard, fresh=False)
+
+
+def resume_together(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    device: str | None = None,
+    listener: TrainingListener | None = None,
+) -> list[Run]:
+    """Continue, or start, several trainings of one architecture as one: every step goes through all networks at once.
+
+    Args:
+        paths: their folders; those that are finished stay as they are.
+        device: another device than they were started on.
+        listener: who is told how the first of them goes.
+
+    Raises:
+        RunError: if one is no training, is still running, or its data are no longer the same.
+        ConfigError: if their recipes differ, or draw random numbers inside the network.
+        SpaceError: if their networks cannot be stacked.
+    """
+    runs = [open_run(path) for path in paths]
+    others = [run.path for run in runs if not run.is_training]
+    if others:
+        raise RunError(f"only trainings can be resumed together, and {others[0]} is none; resume it by itself")
+    left = [run for run in runs if run.status.get("state") != "finished"]
+    for run in left:
+        _refuse_if_running(run)
+    if left:
+        continue_together(left, device=device, listener=listener)
+    return [open_run(path) for path in paths]
 
 
 def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:

@@ -23,8 +23,8 @@ import yaml
 from torch import nn
 
 from bayesarch.config import Config, check, raise_all
-from bayesarch.data import DataConfig, Examples, Partition, load, split, splits_on
-from bayesarch.engine import Interrupted, Observer, TrainConfig, Trainer, resolve_device
+from bayesarch.data import DataConfig, Examples, Partition, Split, load, split, splits_on
+from bayesarch.engine import Interrupted, Observer, Together, TrainConfig, Trainer, resolve_device
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams
 from bayesarch.nets import architecture_cost, build
@@ -37,7 +37,7 @@ from bayesarch.workflows.job import data_record
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 
-__all__ = ["TrainingListener", "continue_training", "train", "training_record"]
+__all__ = ["TrainingListener", "continue_together", "continue_training", "train", "training_record"]
 
 SECTIONS = ("seed", "device", "architecture", "inherit", "space", "data", "train")
 
@@ -131,7 +131,7 @@ def train(  # noqa: PLR0913 - the public face has one keyword per flag
     folder.write_config(job.settings.record())
     folder.write_json("data.json", job.data_record())
     folder.write_json("environment.json", environment(job.device))
-    return _go(job, folder, listener or TrainingListener(), fresh=True)
+    return _go([(job, folder)], listener or TrainingListener(), fresh=True)[0]
 
 
 def continue_training(
@@ -148,13 +148,39 @@ def continue_training(
     Raises:
         RunError: if the data are no longer the same.
     """
+    return _go([(_ready(run, data, device), run.folder)], listener or TrainingListener(), fresh=False)[0]
+
+
+def continue_together(
+    runs: Sequence[Run], *, device: str | None = None, listener: TrainingListener | None = None
+) -> list[Run]:
+    """Continue, or start, trainings of one architecture and one recipe as one; each keeps its own folder.
+
+    Args:
+        runs: their folders.
+        device: another device than they were started on.
+        listener: who is told how the first of them goes.
+
+    Raises:
+        ConfigError: if their recipes differ, or draw random numbers inside the network.
+        SpaceError: if their networks cannot be stacked.
+        RunError: if the data are no longer the same.
+    """
+    work: list[tuple[_Job, RunFolder]] = []
+    for run in runs:
+        work.append((_ready(run, None, device, like=work[0][0] if work else None), run.folder))
+    return _go(work, listener or TrainingListener(), fresh=False)
+
+
+def _ready(run: Run, data: Examples | None, device: str | None, like: "_Job | None" = None) -> "_Job":
+    """Return a broken training's job, after a look at whether its data are what they were."""
     record = merge(run.config, {} if device is None else {"device": device})
-    job = _Job(_settle(record, run.architecture, record.get("inherit")), data)
+    job = _Job(_settle(record, run.architecture, record.get("inherit")), data, like)
     if run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(f"the data of {run.path} have changed since the training began; start a new one")
     run.folder.write_json("data.json", job.data_record())
     run.folder.write_json("environment.json", environment(job.device))
-    return _go(job, run.folder, listener or TrainingListener(), fresh=False)
+    return job
 
 
 def training_record(
@@ -214,13 +240,19 @@ class _Job:
     Args:
         settings: checked settings.
         examples: the examples; None: loaded as the settings say.
+        like: a job on the same data, whose copy of them is used.
     """
 
-    def __init__(self, settings: _Settings, examples: Examples | None) -> None:
-        self.device = resolve_device(settings.device)
+    def __init__(self, settings: _Settings, examples: Examples | None, like: "_Job | None" = None) -> None:
+        self.settings, self.device = settings, resolve_device(settings.device)
+        self.examples: Examples
+        self.partition: Partition
+        self.splits: dict[str, Split]
+        if like is not None and (like.settings.data, like.device) == (settings.data, self.device):
+            self.examples, self.partition, self.splits = like.examples, like.partition, like.splits
+            return
         self.examples = examples if examples is not None else load(settings.data)
-        self.partition: Partition = split(self.examples, settings.data).for_training()
-        self.settings = settings
+        self.partition = split(self.examples, settings.data).for_training()
         self.splits = splits_on(
             self.examples, self.partition, ("weights", "selection", "test"), config=settings.data, device=self.device
         )
@@ -259,9 +291,35 @@ class _Job:
         )
 
 
-def _go(job: _Job, folder: RunFolder, listener: TrainingListener, *, fresh: bool) -> Run:
-    """Train from where the folder stands, and write what came out."""
+def _go(work: Sequence[tuple[_Job, RunFolder]], listener: TrainingListener, *, fresh: bool) -> list[Run]:
+    """Train from where the folders stand, several as one, and write what came out."""
     stop = threading.Event()
+    trainers = [
+        _placed(job, folder, listener if i == 0 else TrainingListener(), stop, fresh)
+        for i, (job, folder) in enumerate(work)
+    ]
+    listener.on_start(trainers[0])
+    try:
+        with stop_on_signal(stop):
+            trainers[0].run() if len(trainers) == 1 else Together(trainers).run()
+        for (job, folder), trainer in zip(work, trainers, strict=True):
+            _finish(job, trainer, folder)
+    except Interrupted:
+        for (_, folder), trainer in zip(work, trainers, strict=True):
+            folder.write_status(state="interrupted", stage="training", epoch=trainer.place.epoch)
+            folder.log([f"{_now()} interrupted in epoch {trainer.place.epoch + 1}; bayesarch resume {folder.path}"])
+        raise
+    except BayesarchError as error:
+        for _, folder in work:
+            with contextlib.suppress(RunError):
+                folder.write_status(state="failed", stage="training", error=str(error))
+                folder.log([f"{_now()} failed: {error}"])
+        raise
+    return [Run(folder, job.settings.arch.space) for job, folder in work]
+
+
+def _placed(job: _Job, folder: RunFolder, listener: TrainingListener, stop: threading.Event, fresh: bool) -> Trainer:
+    """Return a folder's trainer at the place it had reached."""
 
     def on_round(record: dict[str, Any]) -> None:
         folder.append_metrics(record)
@@ -274,21 +332,7 @@ def _go(job: _Job, folder: RunFolder, listener: TrainingListener, *, fresh: bool
     folder.keep_metrics(trainer.place.epoch)
     folder.log([f"{_now()} {'train' if fresh else 'resume'} at epoch {trainer.place.epoch}"])
     folder.write_status(state="running", stage="training", epoch=trainer.place.epoch, pid=os.getpid())
-    listener.on_start(trainer)
-    try:
-        with stop_on_signal(stop):
-            trainer.run()
-        _finish(job, trainer, folder)
-    except Interrupted:
-        folder.write_status(state="interrupted", stage="training", epoch=trainer.place.epoch)
-        folder.log([f"{_now()} interrupted in epoch {trainer.place.epoch + 1}; bayesarch resume {folder.path}"])
-        raise
-    except BayesarchError as error:
-        with contextlib.suppress(RunError):
-            folder.write_status(state="failed", stage="training", error=str(error))
-            folder.log([f"{_now()} failed: {error}"])
-        raise
-    return Run(folder, job.settings.arch.space)
+    return trainer
 
 
 def _finish(job: _Job, trainer: Trainer, folder: RunFolder) -> None:
