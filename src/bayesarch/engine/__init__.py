@@ -33,6 +33,8 @@ from bayesarch.engine.together import Together as Together
 from bayesarch.engine.together import can_stack as can_stack
 from bayesarch.engine.trainer import TrainConfig as TrainConfig
 from bayesarch.engine.trainer import Trainer as Trainer
+from bayesarch.engine.weight_curvature import curved_parameters as curved_parameters
+from bayesarch.engine.weight_curvature import weight_curvature as weight_curvature
 from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "batch_statistics",
     "can_stack",
     "conditional_losses",
+    "curved_parameters",
     "found_by",
     "gate_curvature",
     "load_checkpoint",
@@ -67,4 +70,5 @@ __all__ = [
     "save_checkpoint",
     "score",
     "unpack",
+    "weight_curvature",
 ]

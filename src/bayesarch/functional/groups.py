@@ -1,0 +1,140 @@
+"""Automatic relevance of groups of weights: the evidence of BayesNAS's switches, for what leaves a network together.
+
+Reference: Zhou, Yang, Wang and Pan, BayesNAS, ICML 2019, and the tables of its companion on recurrent networks. Every
+weight W_i has the prior N(0, s_i); it may belong to several groups, whose precisions add up:
+
+    1 / s_i = sum over groups g of i: 1 / gamma_g
+
+With h_i >= 0 the curvature of the mean loss divided by lambda, the concave part sum_i log(1 + s_i h_i) is linearised:
+
+    alpha_g = sum over i in g: d log(1 + s_i h_i) / d gamma_g = sum_i (s_i / gamma_g)^2 h_i / (1 + s_i h_i)
+    omega_g = sqrt(alpha_g),   R(W) = sum_g omega_g ||W_g||,   gamma_g = ||W_g|| / omega_g
+
+A public code divides alpha by the size of the group (`group_sizes`); then gamma is no variance of a weight and no
+lambda turns one form into the other. s in alpha is the combined one: with gamma in its place alpha is too large where
+groups overlap.
+
+`groups` are the memberships of one tensor of weights: numbers of groups, one index for each type of group, each of a
+shape that broadcasts to the tensor's. For a convolution (O, I, k, k): filters (O, 1, 1, 1), input channels
+(1, I, 1, 1), shape-wise (1, I, k, k), kernel-wise (O, I, 1, 1), single weights (O, I, k, k). Groups that reach over
+several tensors add up: sums of squares and of slopes are taken tensor by tensor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "combined_variance",
+    "group_bound",
+    "group_fixed_point",
+    "group_sizes",
+    "group_slopes",
+    "group_squares",
+    "group_update",
+    "shrink",
+]
+
+
+def combined_variance(gamma: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """Return s, of the shape the memberships broadcast to: prior variance of each weight; 0 where a group is dead.
+
+    Args:
+        gamma: variances of the groups, >= 0, shape (G,).
+        groups: memberships.
+    """
+    precision = 1.0 / gamma[groups[0]]
+    for index in groups[1:]:
+        precision = precision + 1.0 / gamma[index]
+    return 1.0 / precision
+
+
+def group_slopes(gamma: Tensor, h: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """Return this tensor's part of alpha, shape (G,).
+
+    Args:
+        gamma: variances of the groups, shape (G,).
+        h: curvature of each weight, >= 0, the tensor's shape.
+        groups: memberships.
+    """
+    s, total = combined_variance(gamma, groups), torch.zeros_like(gamma)
+    each = h / (1.0 + s * h)
+    for index in groups:
+        own = gamma[index]
+        share = torch.where(own > 0, s / own, torch.zeros_like(s))
+        total = _added(total, share.square() * each, index)
+    return total
+
+
+def group_squares(weights: Tensor, groups: Sequence[Tensor], count: int) -> Tensor:
+    """Return this tensor's part of ||W_g||^2, shape (G,).
+
+    Args:
+        weights: the tensor.
+        groups: memberships.
+        count: G.
+    """
+    total, squares = weights.new_zeros(count), weights.square()
+    for index in groups:
+        total = _added(total, squares, index)
+    return total
+
+
+def group_sizes(weights: Tensor, groups: Sequence[Tensor], count: int) -> Tensor:
+    """Return how many of this tensor's weights each group holds, shape (G,); arguments as in `group_squares`."""
+    return group_squares(torch.ones_like(weights), groups, count)
+
+
+def _added(total: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """Return `total`, shape (G,), with each of `values` added where its index says."""
+    index = index.reshape(*[1] * (values.ndim - index.ndim), *index.shape)
+    over = [d for d in range(values.ndim) if index.shape[d] == 1 and values.shape[d] != 1]
+    summed = values.sum(over, keepdim=True) if over else values
+    return total.index_add(0, index.expand_as(summed).flatten(), summed.flatten())
+
+
+def group_update(norms: Tensor, slopes: Tensor, gamma: Tensor) -> Tensor:
+    """Return the next gamma, ||W_g|| / sqrt(alpha_g), shape (G,); where alpha is 0, as it was."""
+    return torch.where(slopes > 0, norms / slopes.clamp(min=torch.finfo(slopes.dtype).tiny).sqrt(), gamma)
+
+
+def group_bound(loss: Tensor, weights: Tensor, gamma: Tensor, h: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """Return 2 E + sum_i W_i^2 / s_i + sum_i log(1 + s_i h_i), shape (): never rises under exact updates.
+
+    Args:
+        loss: E.
+        weights: the tensor; 0 where a group is dead.
+        gamma: variances of the groups, shape (G,).
+        h: curvature, the tensor's shape.
+        groups: memberships.
+    """
+    s = combined_variance(gamma, groups)
+    ratio = torch.where(weights != 0, weights.square() / s, torch.zeros_like(s))
+    return 2.0 * loss + ratio.sum() + torch.log1p(s * h).sum()
+
+
+def group_fixed_point(squares: Tensor, h: Tensor, size: int) -> Tensor:
+    """Return max(0, ||W_ML||^2 / n - 1 / h): where updates end for a group of n weights of one curvature, alone.
+
+    Args:
+        squares: squared norm of the unpenalised optimum, shape (...).
+        h: their curvature, shape (...).
+        size: n.
+    """
+    return (squares / size - 1.0 / h).clamp(min=0.0)
+
+
+def shrink(norms: Tensor, slopes: Tensor, amount: float) -> Tensor:
+    """Return what the weights of each group are multiplied by in a proximal step, shape (G,), in [0, 1].
+
+    max(0, 1 - amount omega / ||W||), the exact proximal operator of one group; 0 for a group that is 0. For weights
+    of several groups the factors are multiplied, which never passes 0 and is the exact step to first order in `amount`.
+
+    Args:
+        norms: ||W_g||, shape (G,).
+        slopes: alpha, shape (G,).
+        amount: step size times lambda.
+    """
+    tiny = torch.finfo(norms.dtype).tiny
+    return (1.0 - amount * slopes.sqrt() / norms.clamp(min=tiny)).clamp(min=0.0)
