@@ -6,12 +6,17 @@ one line in `families.py`.
 """
 
 from bayesarch.nets.cells import node_order as node_order
+from bayesarch.nets.classics import CLASSICS as CLASSICS
 from bayesarch.nets.cost import Cost as Cost
 from bayesarch.nets.cost import architecture_cost as architecture_cost
 from bayesarch.nets.cost import cost_limits as cost_limits
 from bayesarch.nets.cost import latency_ms as latency_ms
 from bayesarch.nets.cost import network_cost as network_cost
 from bayesarch.nets.cost import option_costs as option_costs
+from bayesarch.nets.coupling import Units as Units
+from bayesarch.nets.coupling import cut_units as cut_units
+from bayesarch.nets.coupling import mask_units as mask_units
+from bayesarch.nets.coupling import units_of as units_of
 from bayesarch.nets.drop import PathDrop as PathDrop
 from bayesarch.nets.families import SKELETONS as SKELETONS
 from bayesarch.nets.families import Skeleton as Skeleton
@@ -30,6 +35,7 @@ from bayesarch.nets.stacking import stack as stack
 from bayesarch.nets.supernet import Supernet as Supernet
 
 __all__ = [
+    "CLASSICS",
     "OPERATIONS",
     "SKELETONS",
     "Cost",
@@ -41,16 +47,20 @@ __all__ = [
     "Skeleton",
     "Stack",
     "Supernet",
+    "Units",
     "architecture_cost",
     "build",
     "close_space",
     "cost_limits",
+    "cut_units",
     "kept_by",
     "latency_ms",
+    "mask_units",
     "network_cost",
     "node_order",
     "option_costs",
     "stack",
     "supernet_from",
     "tidy_sizes",
+    "units_of",
 ]
