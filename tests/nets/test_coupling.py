@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS, VGG16, MobileNet, ResNet18
-from bayesarch.nets.coupling import cut_units, mask_units, units_of
+from bayesarch.nets.coupling import cut_units, mask_units, pick_inputs, units_of
 from bayesarch.nets.densenet import densenet
 
 
@@ -173,6 +173,40 @@ def test_a_layer_that_is_used_twice_keeps_its_two_ends_together():
     of = {(axis.name, axis.dim): axis.units for axis in units.axes}
     assert torch.equal(of["same.weight", 0], of["same.weight", 1])
     assert small.same.in_features == small.same.out_features < 6
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5", "resnet18"])
+def test_inputs_are_picked_where_they_may_go(name):
+    make, shape = NETWORKS[name]
+    net = settled(make(), shape)
+    units = units_of(net, shape)
+    keep = some(units, 0.5, 1)
+    pixels = len(units.inputs)
+    assert pixels == {"lenet-300-100": 1 + 64, "lenet-5": 1, "resnet18": 3}[name]
+    keep[units.inputs[-pixels // 2 :]] = False
+    keep[units.inputs[: pixels // 2]] = True
+    masked = mask_units(copy.deepcopy(net), units, keep)
+    small = pick_inputs(cut_units(net, units, keep), units.after(keep), keep)
+    images = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(small(images), masked(images), rtol=1e-9, atol=1e-9)
+    cost = network_cost(small, shape)
+    assert units.cost(keep) == (cost.params, cost.macs)
+
+
+def test_units_of_the_cut_network_keep_their_numbers():
+    make, shape = NETWORKS["resnet18"]
+    net = settled(make(), shape)
+    units = units_of(net, shape)
+    first = some(units, 0.7, 0)
+    first[units.inputs] = True
+    small, left = cut_units(net, units, first), units.after(first)
+    assert {name: tuple(p.shape) for name, p in small.named_parameters()} == dict(left.shapes)
+    assert left.cost(first) == units.cost(first)
+    second = first & some(units, 0.7, 1)
+    second[units.inputs] = True
+    images = torch.randn(2, *shape, dtype=torch.float64)
+    torch.testing.assert_close(cut_units(small, left, second)(images), cut_units(net, units, second)(images))
+    assert bool((left.present() == first).all())
 
 
 def test_a_layer_that_loses_everything_gives_its_bias_and_nothing_else():

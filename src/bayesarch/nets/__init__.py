@@ -16,6 +16,7 @@ from bayesarch.nets.cost import option_costs as option_costs
 from bayesarch.nets.coupling import Units as Units
 from bayesarch.nets.coupling import cut_units as cut_units
 from bayesarch.nets.coupling import mask_units as mask_units
+from bayesarch.nets.coupling import pick_inputs as pick_inputs
 from bayesarch.nets.coupling import units_of as units_of
 from bayesarch.nets.drop import PathDrop as PathDrop
 from bayesarch.nets.families import SKELETONS as SKELETONS
@@ -59,6 +60,7 @@ __all__ = [
     "network_cost",
     "node_order",
     "option_costs",
+    "pick_inputs",
     "stack",
     "supernet_from",
     "tidy_sizes",

@@ -10,7 +10,7 @@ import copy
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from bayesarch.nets.macs import macs_by_parameter
 from bayesarch.nets.skeletons import Shape
+from bayesarch.nets.slicing import PickChannels
 from bayesarch.nets.tracing import CHANNELWISE, CHANNELWISE_FUNCTIONS, graph_of
 
-__all__ = ["Axis", "Units", "cut_units", "mask_units", "units_of"]
+__all__ = ["Axis", "Units", "cut_units", "mask_units", "pick_inputs", "units_of"]
 
 SAME_MODULES = (
     *CHANNELWISE, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Mish, nn.Upsample,
@@ -67,7 +68,8 @@ class Units:
         count: how many, U.
         axes: where their weights are.
         free: which may leave, bool, shape (U,); outputs of the network and what is left whole may not.
-        inputs: the units that are the network's input channels or features, int64.
+        inputs: the units that are the network's input channels or features, int64; `cut_units` leaves their slices in
+            place, as zeros, and `pick_inputs` takes them away.
         whole: what could not be followed, by place in the network, with the reason.
         baked: calls in the traced code whose sizes are written into it, so that only the traced form can be cut.
     """
@@ -96,6 +98,35 @@ class Units:
             if not bool(stays[axis.units].any()):
                 stays[axis.units[0]] = True
         return stays
+
+    def after(self, keep: Tensor) -> "Units":
+        """Return the units of the network that `cut_units` leaves, under the numbers they had.
+
+        Args:
+            keep: which units stay, bool, shape (U,).
+        """
+        stays = self.standing(keep)
+        stays[self.inputs] = True
+        shares = self._shares(stays)
+        axes, shapes = [], {name: list(shape) for name, shape in self.shapes.items()}
+        for axis in self.axes:
+            left = axis.units[stays[axis.units]]
+            axes.append(Axis(axis.name, axis.dim, left))
+            if axis.name in shapes:
+                shapes[axis.name][axis.dim] = len(left)
+        return replace(
+            self,
+            axes=tuple(axes),
+            macs={name: round(macs * shares[name]) for name, macs in self.macs.items()},
+            shapes={name: tuple(shape) for name, shape in shapes.items()},
+        )
+
+    def present(self) -> Tensor:
+        """Return which units have weights here, bool, shape (U,)."""
+        found = torch.zeros(self.count, dtype=torch.bool)
+        for axis in self.axes:
+            found[axis.units] = True
+        return found
 
     def cost(self, keep: Tensor) -> tuple[int, int]:
         """Return parameters and MACs (of one image) of the network that is left.
@@ -223,6 +254,9 @@ class _Follower:
         return out
 
     def _flattened(self, flow: _Flow, shape: Sequence[int]) -> _Flow:
+        if len(flow.ids) < shape[1] and set(flow.ids.tolist()) <= set(self.inputs.tolist()):
+            flow = _Flow(self.fresh(shape[1]), 1)  # every pixel is an input of its own
+            self.inputs = np.concatenate([self.inputs, flow.ids])
         return _Flow(np.repeat(flow.ids, shape[1] // len(flow.ids)), 1)
 
     def unknown(self, where: str, why: str, flows: Sequence[_Flow | None], shape: Sequence[int]) -> _Flow | None:
@@ -462,6 +496,7 @@ def cut_units(net: nn.Module, units: Units, keep: Tensor) -> nn.Module:
     """
     small = mask_units(copy.deepcopy(net), units, keep)
     stays = units.standing(keep)
+    stays[units.inputs] = True
     for axis in units.axes:
         owner_name, _, key = axis.name.rpartition(".")
         owner = small.get_submodule(owner_name)
@@ -472,6 +507,32 @@ def cut_units(net: nn.Module, units: Units, keep: Tensor) -> nn.Module:
     for module in small.modules():
         _resize(module)
     return _unbaked(small, net, units) if units.baked else small
+
+
+@torch.no_grad()
+def pick_inputs(net: nn.Module, units: Units, keep: Tensor) -> nn.Module:
+    """Have every layer that reads the network's inputs read those alone that stay, in place; return the network.
+
+    Args:
+        net: what `cut_units` left.
+        units: its units (`Units.after`).
+        keep: which stay, bool, shape (U,).
+    """
+    ours = torch.zeros(units.count, dtype=torch.bool)
+    ours[units.inputs] = True
+    for axis in units.axes:
+        name, _, key = axis.name.rpartition(".")
+        index = units.standing(keep)[axis.units].nonzero().flatten()
+        if key != "weight" or axis.dim != 1 or len(index) == len(axis.units) or not bool(ours[axis.units].all()):
+            continue
+        layer = net.get_submodule(name)
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
+            continue
+        layer.weight = nn.Parameter(layer.weight[:, index.to(layer.weight.device)].contiguous())
+        _resize(layer)
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, PickChannels(layer, index.to(layer.weight.device)))
+    return net
 
 
 def _resize(module: nn.Module) -> None:
