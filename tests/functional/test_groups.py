@@ -158,3 +158,45 @@ def test_every_type_of_group_on_a_convolution_is_the_sum_over_its_weights():
             squares[g] += w[a, b, c, d] ** 2
     torch.testing.assert_close(fg.group_slopes(gamma, h, groups), slopes, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(fg.group_squares(w, groups, count), squares, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("h", "norm2", "n"), [(100.0, 1.0, 5), (1.0, 3.0, 5), (0.5, 40.0, 4), (2.0, 2.0, 8), (50.0, 0.01, 1)]
+)
+def test_the_quadratic_model_ends_at_the_fixed_point(h, norm2, n):
+    """A group alone: gamma = max(0, ||W||^2 / n - 1 / h), and it dies where its saliency is below 1."""
+    weights = [torch.full((n,), math.sqrt(norm2 / n), dtype=DOUBLE)]
+    curved, groups = [torch.full((n,), h, dtype=DOUBLE)], [[torch.zeros(1, dtype=torch.long)]]
+    gamma, left = fg.quadratic_optimum(weights, curved, groups, torch.tensor([True]), rounds=3000, inner=3)
+    expected = float(fg.group_fixed_point(torch.tensor(norm2, dtype=DOUBLE), torch.tensor(h, dtype=DOUBLE), n))
+    assert float(gamma) == pytest.approx(expected, rel=1e-3, abs=2e-3)
+    dies = float(fg.saliency(weights, curved, groups, 1)) < 1
+    assert dies == (expected == 0)
+    assert (float(left) < 0.01) == dies
+
+
+def test_the_quadratic_model_with_overlapping_groups_agrees_with_small_steps():
+    """Against the same bound descended by single updates with the weights' part solved to convergence."""
+    gamma, h, groups = random_case(2, e=60, g=8, t=2)
+    h = h * 4 + 0.1
+    best = torch.randn(len(h), dtype=DOUBLE, generator=torch.Generator().manual_seed(1)) * 0.3
+    found, left = fg.quadratic_optimum([best], [h], [groups], torch.ones(8, dtype=torch.bool), rounds=600)
+    gamma, w = torch.full((8,), 0.1, dtype=DOUBLE), best
+    for _ in range(600):
+        slopes = fg.group_slopes(gamma, h, groups)
+        for _ in range(20):
+            norms = fg.group_squares(w, groups, 8).sqrt().clamp(min=1e-12)
+            w = h * best / (h + sum((slopes.sqrt() / norms)[index] for index in groups))
+        gamma = fg.group_update(fg.group_squares(w, groups, 8).sqrt(), slopes, gamma)
+    torch.testing.assert_close(found, gamma, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(
+        left, fg.group_squares(w, groups, 8) / fg.group_squares(best, groups, 8), atol=1e-2, rtol=0
+    )
+
+
+def test_groups_that_may_not_die_are_left_as_they_are():
+    weights, h = [torch.full((3,), 1e-3, dtype=DOUBLE)], [torch.full((3,), 1e-3, dtype=DOUBLE)]
+    gamma, left = fg.quadratic_optimum(weights, h, [[torch.tensor([0, 0, 1])]], torch.tensor([False, True]))
+    assert float(left[0]) == pytest.approx(1.0, abs=1e-4)
+    assert float(left[1]) < 1e-3
+    assert float(gamma[0]) == 1e10

@@ -1,19 +1,26 @@
 """The evidence of a network's units: priors on groups of its weights, and training under the penalty they make."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bayesarch.engine.trainer import Trainer
-from bayesarch.functional.groups import group_sizes, group_slopes, group_squares, group_update, shrink
+from bayesarch.functional.groups import (
+    group_sizes,
+    group_slopes,
+    group_squares,
+    quadratic_optimum,
+    saliency,
+    shrink,
+)
 from bayesarch.nets.coupling import Units
 
 __all__ = ["PenalisedTrainer", "Relevance"]
 
-LARGE, SMALL = 1e10, 1e-10
-"""Bounds of the variances, as in the public code; a unit that may not leave keeps the upper one: its prior is flat."""
+LARGE = 1e10
+"""Variance of a unit that may not leave: its prior is flat."""
 
 
 class Relevance:
@@ -40,11 +47,10 @@ class Relevance:
             if units.memberships(name)
         }
         self.sizes = self._summed(lambda p, groups: group_sizes(p, groups, units.count))
-        ones = torch.ones(units.count, device=device)
-        self.gamma = torch.where(self.free, ones, LARGE * ones)
-        self.slopes = torch.zeros_like(ones)
+        self.gamma = torch.full((units.count,), LARGE, device=device)
+        self.slopes = torch.zeros_like(self.gamma)
 
-    def _summed(self, part) -> Tensor:  # type: ignore[no-untyped-def]
+    def _summed(self, part: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
         parameters = dict(self.net.named_parameters())
         with torch.no_grad():
             return torch.stack([part(parameters[n].detach(), g) for n, g in self.tensors.items()]).sum(0)
@@ -53,29 +59,34 @@ class Relevance:
         """Return the norm of every unit's weights, shape (U,)."""
         return self._summed(lambda p, groups: group_squares(p, groups, self.units.count)).sqrt()
 
-    def begin(self) -> None:
-        """Set the variances to what the weights' sizes say, ||W||^2 / n: another scale of a layer, the same course."""
-        start = (self.norms().square() / self.sizes.clamp(min=1)).clamp(SMALL, LARGE)
-        self.gamma = torch.where(self.free, start, self.gamma)
+    def _named(self, curvature: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+        """Return weights, curvature over lambda and memberships, tensor by tensor; missing curvature counts as flat."""
+        parameters = dict(self.net.named_parameters())
+        weights = [parameters[name].detach() for name in self.tensors]
+        h = [
+            curvature[name] / self.lam if name in curvature else torch.zeros_like(w)
+            for name, w in zip(self.tensors, weights, strict=True)
+        ]
+        return weights, h, list(self.tensors.values())
 
-    def look(self, curvature: Mapping[str, Tensor]) -> None:
-        """Take the penalty's slopes from the curvature at the current weights and variances.
+    def settle(self, curvature: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Set variances and slopes to where they end in the quadratic model of the loss around the weights.
 
         Args:
             curvature: of the mean loss in the weights, by parameter name; what is missing counts as flat.
-        """
-        total = torch.zeros_like(self.gamma)
-        for name, groups in self.tensors.items():
-            if name in curvature:
-                total += group_slopes(self.gamma, curvature[name] / self.lam, groups)
-        if self.form == "mean":
-            total = total / self.sizes.clamp(min=1)
-        self.slopes = torch.where(self.free, total, torch.zeros_like(total))
 
-    def update(self) -> None:
-        """Set the variances to those of highest evidence bound at the current weights: gamma = ||W|| / omega."""
-        found = group_update(self.norms(), self.slopes, self.gamma).clamp(SMALL, LARGE)
-        self.gamma = torch.where(self.free, found, self.gamma)
+        Returns:
+            What the evidence leaves of each unit's squared norm, and each unit's saliency (below 1 where a unit alone
+            would die), shapes (U,), on the CPU.
+        """
+        weights, h, groups = self._named(curvature)
+        gamma, left = quadratic_optimum(weights, h, groups, self.free)
+        self.gamma = gamma.to(self.gamma.dtype)
+        slopes = torch.stack([group_slopes(self.gamma, c, g) for c, g in zip(h, groups, strict=True)]).sum(0)
+        if self.form == "mean":
+            slopes = slopes / self.sizes.clamp(min=1)
+        self.slopes = torch.where(self.free, slopes, torch.zeros_like(slopes))
+        return left.float().cpu(), saliency(weights, h, groups, self.units.count).cpu()
 
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
@@ -89,10 +100,6 @@ class Relevance:
         for name, groups in self.tensors.items():
             for index in groups:
                 parameters[name].mul_(factors[index])
-
-    def alive(self) -> Tensor:
-        """Return which units still have weights that are not zero, or may not leave; bool, shape (U,), on the CPU."""
-        return ((self.norms() > 0) | ~self.free).cpu() & self.units.present()
 
 
 class PenalisedTrainer(Trainer):
