@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bayesarch.spaces import Choice as Choice
     from bayesarch.spaces import Space as Space
     from bayesarch.workflows.compare import compare as compare
+    from bayesarch.workflows.compress import compress as compress
     from bayesarch.workflows.ensemble import ensemble as ensemble
     from bayesarch.workflows.evaluate import evaluate as evaluate
     from bayesarch.workflows.export import export as export
@@ -43,6 +44,7 @@ _HOMES = {
     "Space": ("bayesarch.spaces", "Space"),
     "build": ("bayesarch.nets", "build"),
     "compare": ("bayesarch.workflows.compare", "compare"),
+    "compress": ("bayesarch.workflows.compress", "compress"),
     "DATASETS": ("bayesarch.data", "DATASETS"),
     "ensemble": ("bayesarch.workflows.ensemble", "ensemble"),
     "evaluate": ("bayesarch.workflows.evaluate", "evaluate"),
@@ -70,6 +72,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "compress",
     "ensemble",
     "evaluate",
     "export",

@@ -260,6 +260,49 @@ def export(
 
 
 @app.command()
+def compress(
+    module: Annotated[
+        str, typer.Option(metavar="FILE.py:NAME", help="Your network; or lenet-5, resnet18, ... [lenet-300-100]")
+    ] = "lenet-300-100",
+    weights: Annotated[str | None, typer.Option(help="Its weights, .safetensors or .pt [it is trained first]")] = None,
+    data: Annotated[str | None, typer.Option(help="As search takes it [digits]")] = None,
+    method: Annotated[str | None, typer.Option(help="evidence, magnitude, random, group-lasso [evidence]")] = None,
+    max_params: Annotated[str | None, typer.Option("--params", "--max-params", help="Most parameters, as 20k")] = None,
+    max_macs: Annotated[str | None, typer.Option("--macs", "--max-macs", help="Most MACs for one image")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", "--max-latency-ms", help="Most milliseconds for one image, here")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Most accuracy it may lose, on the selection split [0.01 without a limit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder [runs/<data>-compress-s<seed>]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many training examples")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="One setting, such as compress.inputs=true")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a network smaller: units that the evidence lets go are cut, and the rest is trained on."""
+    from bayesarch.terminal import CompressionProgress
+    from bayesarch.workflows.compress import compress as run_compress
+    from bayesarch.workflows.limits import in_full
+
+    with CompressionProgress(quiet=as_json) as progress:
+        run = _interruptible(
+            lambda: run_compress(
+                module, data, weights=weights, method=method, max_params=in_full(max_params, "--params"),
+                max_macs=in_full(max_macs, "--macs"), max_latency_ms=max_latency_ms, max_drop=max_drop, seed=seed,
+                device=device, out=out, limit=limit, config=config, set=set_, listener=progress.listener,
+            ),
+            progress,
+        )  # fmt: skip
+    _conclude(run, as_json)
+
+
+@app.command()
 def resume(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="A run folder; or several trainings of one architecture.")
@@ -269,7 +312,7 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a broken run; nothing happens to a finished one. Several trainings of one architecture go on as one."""
-    from bayesarch.terminal import EnsembleProgress, Progress, TrainingProgress
+    from bayesarch.terminal import CompressionProgress, EnsembleProgress, Progress, TrainingProgress
     from bayesarch.workflows.run import open_run
     from bayesarch.workflows.search import resume as run_resume
     from bayesarch.workflows.search import resume_together
@@ -283,6 +326,7 @@ def resume(
         return
     opened = open_run(run)
     kind: Any = TrainingProgress if opened.is_training else EnsembleProgress if opened.is_ensemble else Progress
+    kind = CompressionProgress if opened.is_compression else kind
     with kind(quiet=as_json) as progress:
         done = _interruptible(
             lambda: run_resume(run, device=device, parallel=parallel, listener=progress.listener), progress
@@ -458,9 +502,10 @@ def _conclude(run: Any, as_json: bool) -> None:
     if as_json:
         _print_json({"path": run.path, **run.summary, "lookup": run.lookup})
     else:
-        from bayesarch.terminal import print_evaluation, print_summary
+        from bayesarch.terminal import print_compression, print_evaluation, print_summary
 
-        print_evaluation(run) if run.is_ensemble else print_summary(run)
+        kinds = {print_compression: run.is_compression, print_evaluation: run.is_ensemble, print_summary: True}
+        next(show for show, fits in kinds.items() if fits)(run)
 
 
 def _numbers(text: str, flag: str) -> list[int]:

@@ -188,10 +188,12 @@ def test_the_quadratic_model_with_overlapping_groups_agrees_with_small_steps():
             norms = fg.group_squares(w, groups, 8).sqrt().clamp(min=1e-12)
             w = h * best / (h + sum((slopes.sqrt() / norms)[index] for index in groups))
         gamma = fg.group_update(fg.group_squares(w, groups, 8).sqrt(), slopes, gamma)
-    torch.testing.assert_close(found, gamma, rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(
-        left, fg.group_squares(w, groups, 8) / fg.group_squares(best, groups, 8), atol=1e-2, rtol=0
-    )
+    # a group that others explain has no precision of its own, and its gamma grows without end: s is what is compared
+    assert float(found.max()) > 1e4
+    s, expected = fg.combined_variance(found, groups), fg.combined_variance(gamma, groups)
+    torch.testing.assert_close(s, expected, rtol=2e-2, atol=1e-4)
+    kept = fg.group_squares(w, groups, 8) / fg.group_squares(best, groups, 8)
+    torch.testing.assert_close(left, kept, atol=1e-2, rtol=0)
 
 
 def test_groups_that_may_not_die_are_left_as_they_are():

@@ -24,11 +24,18 @@ from bayesarch.engine.place import EngineConfig as EngineConfig
 from bayesarch.engine.place import Interrupted as Interrupted
 from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
+from bayesarch.engine.relevance import PenalisedTrainer as PenalisedTrainer
+from bayesarch.engine.relevance import Relevance as Relevance
 from bayesarch.engine.score import Score as Score
 from bayesarch.engine.score import batch_loss as batch_loss
 from bayesarch.engine.score import batch_statistics as batch_statistics
 from bayesarch.engine.score import recalibrate as recalibrate
 from bayesarch.engine.score import score as score
+from bayesarch.engine.shrinking import RULES as RULES
+from bayesarch.engine.shrinking import Cut as Cut
+from bayesarch.engine.shrinking import ShrinkConfig as ShrinkConfig
+from bayesarch.engine.shrinking import cut_of_round as cut_of_round
+from bayesarch.engine.shrinking import penalised as penalised
 from bayesarch.engine.together import Together as Together
 from bayesarch.engine.together import can_stack as can_stack
 from bayesarch.engine.trainer import TrainConfig as TrainConfig
@@ -38,17 +45,22 @@ from bayesarch.engine.weight_curvature import weight_curvature as weight_curvatu
 from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
+    "RULES",
     "Clock",
     "Curvature",
+    "Cut",
     "Engine",
     "EngineConfig",
     "Info",
     "Interrupted",
     "Method",
     "Observer",
+    "PenalisedTrainer",
     "Place",
+    "Relevance",
     "Score",
     "Setting",
+    "ShrinkConfig",
     "State",
     "Together",
     "TrainConfig",
@@ -60,11 +72,13 @@ __all__ = [
     "can_stack",
     "conditional_losses",
     "curved_parameters",
+    "cut_of_round",
     "found_by",
     "gate_curvature",
     "load_checkpoint",
     "pack",
     "partial_of",
+    "penalised",
     "recalibrate",
     "resolve_device",
     "save_checkpoint",

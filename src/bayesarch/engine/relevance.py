@@ -39,7 +39,8 @@ class Relevance:
         self, net: nn.Module, units: Units, free: Tensor, lam: float, form: Literal["sum", "mean"] = "sum"
     ) -> None:
         self.net, self.units, self.lam, self.form = net, units, lam, form
-        device = next(net.parameters()).device
+        like = next(net.parameters())
+        device = like.device
         self.free = free.to(device)
         self.tensors = {
             name: [index.to(device) for index in units.memberships(name)]
@@ -47,7 +48,7 @@ class Relevance:
             if units.memberships(name)
         }
         self.sizes = self._summed(lambda p, groups: group_sizes(p, groups, units.count))
-        self.gamma = torch.full((units.count,), LARGE, device=device)
+        self.gamma = torch.full((units.count,), LARGE, device=device, dtype=like.dtype)
         self.slopes = torch.zeros_like(self.gamma)
 
     def _summed(self, part: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
@@ -76,7 +77,7 @@ class Relevance:
             curvature: of the mean loss in the weights, by parameter name; what is missing counts as flat.
 
         Returns:
-            What the evidence leaves of each unit's squared norm, and each unit's saliency (below 1 where a unit alone
+            What the evidence leaves of each unit's squared norm (1 where it may not leave), and each unit's saliency (below 1 where a unit alone
             would die), shapes (U,), on the CPU.
         """
         weights, h, groups = self._named(curvature)
@@ -86,6 +87,7 @@ class Relevance:
         if self.form == "mean":
             slopes = slopes / self.sizes.clamp(min=1)
         self.slopes = torch.where(self.free, slopes, torch.zeros_like(slopes))
+        left = torch.where(self.free, left, torch.ones_like(left))
         return left.float().cpu(), saliency(weights, h, groups, self.units.count).cpu()
 
     @torch.no_grad()

@@ -318,7 +318,9 @@ class _Follower:
         roots = np.array([self.root(i) for i in range(len(self.parent))], dtype=np.int64)
         used, number = np.unique(roots, return_inverse=True)
         unit = torch.from_numpy(number.astype(np.int64))
-        free = torch.ones(len(used), dtype=torch.bool)
+        free = torch.zeros(len(used), dtype=torch.bool)
+        for _, _, ids in self.axes:  # what no weight belongs to has nothing to lose
+            free[unit[torch.from_numpy(ids)]] = True
         if self.stuck:
             free[unit[sorted(self.stuck)]] = False
         return Units(

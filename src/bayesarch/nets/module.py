@@ -5,12 +5,40 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bayesarch.errors import ConfigError
 from bayesarch.nets.skeletons import Shape
 
-__all__ = ["own_module"]
+__all__ = ["in_layout", "own_module"]
+
+
+def in_layout(net: nn.Module, input_shape: Shape) -> nn.Module:
+    """Return the network, in place, in the fastest layout of memory that its code bears: channels last, if it can be.
+
+    Code that flattens by `view` needs its features in the order of their axes; such a network gets its images so.
+
+    Args:
+        net: any module.
+        input_shape: (channels, height, width) of an image.
+    """
+    like, training = next(net.parameters()), net.training
+    c, h, w = input_shape
+    images = torch.zeros(2, h, w, c, device=like.device, dtype=like.dtype).permute(0, 3, 1, 2)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            net.eval()(images)
+    except RuntimeError:
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        net.register_forward_pre_hook(_in_order)
+    return net.train(training)
+
+
+def _in_order(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the images: where they have one channel, `contiguous` would leave their strides as they are."""
+    return tuple(x.clone(memory_format=torch.contiguous_format) if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
 def own_module(sizes: Any, input_shape: Shape, classes: int) -> nn.Module:

@@ -12,7 +12,14 @@ import yaml
 
 from bayesarch.runs import RunFolder, write_atomically
 
-__all__ = ["write_answers", "write_comparison", "write_ensemble_report", "write_repeats_report", "write_report"]
+__all__ = [
+    "write_answers",
+    "write_comparison",
+    "write_compression_report",
+    "write_ensemble_report",
+    "write_repeats_report",
+    "write_report",
+]
 
 
 def write_report(folder: RunFolder) -> None:
@@ -85,6 +92,28 @@ def write_ensemble_report(folder: RunFolder, pictures: Sequence[np.ndarray]) -> 
     }
     name = "report.html" if ensemble else "evaluation.html"
     write_atomically(folder.path / name, _render("ensemble.html", content))
+
+
+def write_compression_report(folder: RunFolder) -> None:
+    """Write report.html of a network made smaller.
+
+    Raises:
+        RunError: if its summary is not there, or the page cannot be written.
+    """
+    from bayesarch.report import plots_compression as plots
+
+    summary, metrics = folder.read_json("summary.json"), folder.read_metrics()
+    content = {
+        "name": folder.name,
+        "summary": summary,
+        "lookup": None,
+        "data": folder.read_json("data.json"),
+        "environment": folder.read_json("environment.json"),
+        "config": yaml.safe_dump(folder.read_config(), sort_keys=False),
+        "path": plots.path(metrics, summary["round"], summary["selection"]["dense"]),
+        "layers": plots.layers(summary["layers"]),
+    }
+    _write(folder, "compression.html", content)
 
 
 def _drawn(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """What people see in a terminal: progress, tables, one-line answers. rich, no torch."""
 
+from bayesarch.terminal.compressions import CompressionProgress as CompressionProgress
+from bayesarch.terminal.compressions import print_compression as print_compression
 from bayesarch.terminal.ensembles import EnsembleProgress as EnsembleProgress
 from bayesarch.terminal.ensembles import RoadProgress as RoadProgress
 from bayesarch.terminal.ensembles import print_answers as print_answers
@@ -18,6 +20,7 @@ from bayesarch.terminal.searches import print_training as print_training
 from bayesarch.terminal.searches import status_line as status_line
 
 __all__ = [
+    "CompressionProgress",
     "EnsembleProgress",
     "Progress",
     "RoadProgress",
@@ -26,6 +29,7 @@ __all__ = [
     "print_answers",
     "print_architecture",
     "print_comparison",
+    "print_compression",
     "print_data_check",
     "print_doctor",
     "print_evaluation",

@@ -64,7 +64,7 @@ def evaluate(
     config = DataConfig(**run.config["data"])
     examples = data if data is not None else load(config)
     partition = split(examples, config)
-    if run.is_training or run.is_ensemble:
+    if run.is_training or run.is_ensemble or run.is_compression:
         partition = partition.for_training()
     on = torch.device("cpu")
     splits = splits_on(examples, partition, ("selection", "test"), config=config, device=on)
@@ -88,10 +88,10 @@ def evaluate(
         "members": [
             {
                 "path": Path(member.path).name,
-                "text": str(member.architecture),
-                "edges": [edge_base(member.architecture, i) for i in range(len(member.architecture.picks))],
+                "text": str(arch or type(net).__name__),
+                "edges": [] if arch is None else [edge_base(arch, i) for i in range(len(arch.picks))],
             }
-            for member in run.members
+            for member, arch, net in zip(run.members, predictor.architectures, predictor.networks, strict=True)
         ],
         "n": len(y),
         "n_calibration": len(held_y),

@@ -61,6 +61,11 @@ class Run:
         return "ensemble" in self.config
 
     @property
+    def is_compression(self) -> bool:
+        """Whether this is a network made smaller."""
+        return "compress" in self.config
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per round."""
         return self.folder.read_metrics()
@@ -125,12 +130,20 @@ class Run:
             return Architecture.parse(self.folder.read_json("architectures/found.json"), self._closed)
         return self.posterior.mode()
 
-    def network(self) -> "nn.Module":
-        """Return the network as a plain module, in eval mode: trained, or with weights inherited from the search."""
+    def network(self, module: "nn.Module | None" = None) -> "nn.Module":
+        """Return the network as a plain module, in eval mode: trained, or with weights inherited from the search.
+
+        Args:
+            module: the network that was made smaller, where it was given as a module in Python.
+        """
         import safetensors.torch
 
         from bayesarch.nets import build
 
+        if self.is_compression:
+            from bayesarch.workflows.smaller import small_network
+
+            return small_network(self, module)
         if self.is_ensemble:
             raise RunError(f"{self.path} is an ensemble of networks: take run.members, or run.predict_proba")
         name = f"networks/{'trained' if self.is_training else 'found'}.safetensors"
@@ -163,7 +176,7 @@ class Run:
             std=np.array(self.data["std"]),
             classes=tuple(self.data["classes"]),
             input_shape=tuple(self.data["input_shape"]),
-            architectures=tuple(run.architecture for run in self.members),
+            architectures=tuple(None if run.is_compression else run.architecture for run in self.members),
         )
 
     @cached_property

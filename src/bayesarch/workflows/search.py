@@ -20,6 +20,7 @@ from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.spaces import Space
+from bayesarch.workflows.compress import CompressionListener, continue_compression
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.ensemble import EnsembleListener, continue_ensemble
 from bayesarch.workflows.environment import environment
@@ -137,7 +138,7 @@ def resume(
     method: Method[Any] | None = None,
     parallel: int | None = None,
     device: str | None = None,
-    listener: "Listener | TrainingListener | EnsembleListener | None" = None,
+    listener: "Listener | TrainingListener | EnsembleListener | CompressionListener | None" = None,
 ) -> Run:
     """Continue a broken run, do nothing on a finished one, start one that has no checkpoint yet.
 
@@ -160,6 +161,9 @@ def resume(
     if run.is_training:
         tell = listener if isinstance(listener, TrainingListener) else None
         return continue_training(run, data=data if isinstance(data, Examples) else None, device=device, listener=tell)
+    if run.is_compression:
+        heard_of = listener if isinstance(listener, CompressionListener) else None
+        return continue_compression(run, device=device, listener=heard_of)
     if run.is_ensemble:
         told = listener if isinstance(listener, EnsembleListener) else None
         return continue_ensemble(run, parallel=parallel, device=device, listener=told)

@@ -8,7 +8,18 @@ import numpy as np
 from bayesarch.ensembles import Mixture
 from bayesarch.functional import uncertainty as un
 
-__all__ = ["BINS", "MEASURES", "conformal", "curves", "differences", "least_sure", "score_row", "uncertainty"]
+__all__ = [
+    "BINS",
+    "MEASURES",
+    "conformal",
+    "curves",
+    "differences",
+    "least_sure",
+    "paired",
+    "score_row",
+    "told_apart",
+    "uncertainty",
+]
 
 BINS = 15
 
@@ -47,21 +58,43 @@ def differences(answers: dict[str, np.ndarray], y: np.ndarray, seed: int) -> lis
     pairs = [(name, first) for name in answers if name.startswith(f"{first}, T")]
     if "plain ResNet" in answers:
         pairs += [(first, "plain ResNet"), (f"{first}, T joint", "plain ResNet, T")]
-    rows = []
-    for other, base in pairs:
-        row: dict[str, Any] = {"name": other, "minus": base}
-        for key in ("accuracy", "nll"):
-            measure = MEASURES[key]
-            mean, low, high = un.paired_bootstrap(
-                lambda i, m=measure: m(answers[other][i], y[i]),  # type: ignore[misc]  # noqa: B023
-                lambda i, m=measure: m(answers[base][i], y[i]),  # type: ignore[misc]  # noqa: B023
-                len(y),
-                draws=DRAWS,
-                seed=seed,
-            )
-            row[key] = {"value": mean, "low": low, "high": high}
-        rows.append(row)
-    return rows
+    return [{"name": other, "minus": base, **paired(answers[other], answers[base], y, seed)} for other, base in pairs]
+
+
+def paired(p: np.ndarray, base: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return by how much accuracy and loss of one answer exceed another's on the same examples, with intervals.
+
+    Args:
+        p: probabilities, shape (n, K).
+        base: the other's.
+        y: true classes, shape (n,).
+        seed: of the bootstrap.
+    """
+    row: dict[str, Any] = {}
+    for key in ("accuracy", "nll"):
+        measure = MEASURES[key]
+        mean, low, high = un.paired_bootstrap(
+            lambda i, m=measure: m(p[i], y[i]),  # type: ignore[misc]
+            lambda i, m=measure: m(base[i], y[i]),  # type: ignore[misc]
+            len(y),
+            draws=DRAWS,
+            seed=seed,
+        )
+        row[key] = {"value": mean, "low": low, "high": high}
+    return row
+
+
+def told_apart(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, float]:
+    """Return how well entropy tells other images from test images: AUROC, with its interval over pairs of images.
+
+    Args:
+        inside: probabilities of test images, shape (n, K).
+        outside: of as many others.
+        seed: of the bootstrap.
+    """
+    mine, theirs = un.entropy(inside), un.entropy(outside)
+    low, high = un.bootstrap(lambda i: un.auroc(mine[i], theirs[i]), len(mine), draws=DRAWS, seed=seed)
+    return {"value": un.auroc(mine, theirs), "low": low, "high": high}
 
 
 def uncertainty(mixture: Mixture, logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""The penalty of units: what a step takes away, what may not leave, and the rules that let units go."""
+
+import copy
+
+import pytest
+import torch
+from test_curvature import Images
+from torch import nn
+
+from bayesarch.engine import RULES, Relevance, ShrinkConfig, cut_of_round, penalised, weight_curvature
+from bayesarch.errors import ConfigError
+from bayesarch.nets import units_of
+
+
+class Split(Images):
+    def __len__(self):
+        return len(self.labels)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)  # noqa: TID251
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+    ).double()
+
+
+@pytest.fixture
+def units(net):
+    return units_of(net, (1, 8, 8))
+
+
+def hidden(units):
+    free = units.free.clone()
+    free[units.inputs] = False
+    return free
+
+
+def of(units, name, dim):
+    return next(axis.units for axis in units.axes if (axis.name, axis.dim) == (name, dim))
+
+
+def test_norms_count_every_weight_of_a_unit_wherever_it_is(net, units):
+    relevance = Relevance(net, units, hidden(units), 0.1)
+    norms, sizes = relevance.norms(), relevance.sizes
+    for i, unit in enumerate(of(units, "1.weight", 0).tolist()):
+        parts = torch.cat([net[1].weight[i], net[1].bias[i : i + 1], net[3].weight[:, i]]).detach()
+        assert float(norms[unit]) == pytest.approx(float(parts.norm()))
+        assert int(sizes[unit]) == len(parts) == 64 + 1 + 6
+
+
+def test_a_proximal_step_shrinks_each_unit_and_leaves_what_may_not_leave(net, units):
+    relevance = Relevance(net, units, hidden(units), 0.5)
+    before, other = relevance.norms().clone(), copy.deepcopy(net)
+    first = of(units, "1.weight", 0)
+    relevance.slopes[first[0]] = 1e9
+    relevance.slopes[first[1]] = 0.04
+    relevance.shrink(0.1)
+    after = relevance.norms()
+    assert float(after[first[0]]) == 0
+    assert float(after[first[1]]) == pytest.approx(float(before[first[1]]) - 0.1 * 0.5 * 0.2)
+    assert torch.equal(net[5].bias, other[5].bias)
+    assert torch.equal(net[1].weight[2:], other[1].weight[2:])
+
+
+def test_the_evidence_lets_units_go_that_the_loss_does_not_need_and_no_others(net, units):
+    """Two units that nothing reads, one that is not read at all; lambda so small that the others stay."""
+    with torch.no_grad():
+        net[3].weight[:, :2] = 1e-7
+        net[5].weight[:, 4] = 0
+    relevance = Relevance(net, units, hidden(units), 1e-7)
+    left, saliency = relevance.settle(weight_curvature(net, Split()))
+    gone = left < 0.01
+    first, second = of(units, "1.weight", 0), of(units, "3.weight", 0)
+    assert gone[first[:2]].all()
+    assert gone[second[4]]
+    alive = [*first[2:].tolist(), *second[[0, 1, 2, 3, 5]].tolist()]
+    strong = [u for u in alive if saliency[u] > 100]
+    assert len(strong) >= 6
+    assert not gone[strong].any()
+    assert not gone[~hidden(units)].any()
+
+
+def test_more_lambda_lets_more_go(net, units):
+    counts = []
+    for lam in (1e-6, 1e-4, 1e-2, 1.0):
+        left, _ = Relevance(net, units, hidden(units), lam).settle(weight_curvature(net, Split()))
+        counts.append(int((left < 0.01).sum()))
+    assert counts == sorted(counts)
+    assert counts[-1] == int(hidden(units).sum())
+    assert counts[0] < counts[-1]
+
+
+def cut(net, units, seed=0, **settings):
+    config = ShrinkConfig(**{"curvature": "exact", **settings})
+    stream = torch.Generator().manual_seed(seed)
+    return cut_of_round(net, units, hidden(units), Split(), config, 1e6, stream)
+
+
+@pytest.mark.parametrize("method", sorted(RULES))
+def test_no_rule_cuts_more_than_it_may_or_what_may_not_leave(net, units, method):
+    made = cut(net, units, method=method, at_most=0.25)
+    gone = units.present() & ~made.keep
+    assert int(gone.sum()) == min(made.dead, int(0.25 * 14))
+    assert not (gone & ~hidden(units)).any()
+    assert made.spent == (made.dead <= int(0.25 * 14))
+
+
+def test_the_least_important_leave_first(net, units):
+    with torch.no_grad():
+        net[1].weight[3] = 0
+        net[1].bias[3] = 0
+        net[3].weight[:, 3] = 0
+    first = of(units, "1.weight", 0)
+    for method in ("evidence", "magnitude", "group-lasso"):
+        made = cut(net, units, method=method, at_most=0.08)
+        assert (units.present() & ~made.keep).nonzero().flatten().tolist() == [int(first[3])], method
+
+
+def test_random_is_random_and_repeats_itself(net, units):
+    picks = [cut(net, units, method="random", seed=seed).keep for seed in (0, 0, 1)]
+    assert torch.equal(picks[0], picks[1])
+    assert not torch.equal(picks[0], picks[2])
+
+
+def test_only_rules_with_a_penalty_train_under_one(net, units):
+    def made(**settings):
+        config = ShrinkConfig(curvature="exact", **settings)
+        return penalised(net, units, hidden(units), Split(), config, 1.0, torch.Generator())
+
+    assert made(method="magnitude") is None
+    assert made(method="random") is None
+    assert made(penalty=False) is None
+    lasso = made(method="group-lasso")
+    assert torch.equal(lasso.slopes[hidden(units)], lasso.sizes[hidden(units)])
+    assert (lasso.slopes[~hidden(units)] == 0).all()
+    evidence = made()
+    assert (evidence.slopes[~hidden(units)] == 0).all()
+    assert (evidence.slopes[hidden(units)] > 0).sum() >= 12  # a unit that no image switches on is flat
+
+
+def test_an_unknown_rule_is_named(net, units):
+    with pytest.raises(ConfigError, match=r"evidnce.*evidence"):
+        cut(net, units, method="evidnce")

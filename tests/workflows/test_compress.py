@@ -1,0 +1,158 @@
+"""Compression as a user does it: limits kept, the file smaller and the same network, a break that changes nothing."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import bayesarch as ba
+from bayesarch.data import DataConfig, load, split
+from bayesarch.errors import ConfigError, RunError
+from bayesarch.nets import network_cost
+from bayesarch.nets.classics import CLASSICS
+from bayesarch.workflows import compress as workflow
+from bayesarch.workflows.compress import CompressionListener
+
+SMALL = {
+    "train.epochs": 3, "compress.dense_epochs": 8, "compress.finetune_epochs": 4, "compress.curvature_examples": 500,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compress") / "run"
+    return ba.compress("lenet-300-100", "digits", max_params=9_000, set=SMALL, out=out)
+
+
+def test_the_limit_is_kept_and_the_numbers_are_those_of_the_network(made):
+    summary, net = made.summary, made.network()
+    cost = network_cost(net, (1, 8, 8))
+    assert summary["params"] == cost.params <= 9_000
+    assert summary["macs"] == cost.macs
+    assert type(net).__name__ == "Perceptron"
+    dense, small = summary["rows"]
+    assert dense["params"] == sum(p.numel() for p in CLASSICS["lenet-300-100"]((1, 8, 8), 10).parameters())
+    assert small["bytes"] < dense["bytes"] * 1.2 * small["params"] / dense["params"] + 4000
+    assert small["accuracy"]["value"] > 0.9
+    gap = summary["difference"]["accuracy"]
+    assert gap["value"] == pytest.approx(small["accuracy"]["value"] - dense["accuracy"]["value"])
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    for row in (dense, small):
+        for key in ("accuracy", "nll", "ece_width", "auroc"):
+            assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
+
+
+def test_the_test_score_is_that_of_the_saved_network(made):
+    config = DataConfig(**made.config["data"])
+    data = load(config)
+    images, labels = split(data, config).for_training().take(data, "test")
+    assert np.mean(made.predict(images) == np.array(made.data["classes"])[labels]) == pytest.approx(
+        made.summary["rows"][1]["accuracy"]["value"]
+    )
+
+
+def test_rounds_lose_units_and_never_win_any_back(made):
+    sizes = [record["params"] for record in made.metrics]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 9_000 < sizes[-2]
+    lams = [record["lam"] for record in made.metrics]
+    assert lams == sorted(lams)
+    state = safetensors.torch.load_file(made.folder.path / "rounds" / "000.safetensors")
+    assert int(state["keep"].sum()) < len(state["keep"])
+
+
+def test_layers_add_up(made):
+    table = made.summary["layers"]
+    assert sum(row["after"]["macs"] for row in table) == made.summary["macs"]
+    assert sum(row["before"]["macs"] for row in table) == made.summary["rows"][0]["macs"]
+    shapes = [tuple(p.shape) for p in made.network().parameters() if p.ndim > 1]
+    assert [tuple(row["after"]["shape"]) for row in table] == shapes
+
+
+def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def on_round(record):
+        if record["epoch"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ba.compress(
+            "lenet-300-100", "digits", max_params=9_000, set=SMALL, out=tmp_path / "b",
+            listener=CompressionListener(on_round=on_round),
+        )  # fmt: skip
+    status = json.loads((tmp_path / "b" / "status.json").read_text())
+    (tmp_path / "b" / "status.json").write_text(json.dumps({**status, "pid": 2**30}))
+    done = ba.resume(tmp_path / "b")
+    mine, other = (
+        safetensors.torch.load_file(run.folder.path / "networks" / "small.safetensors") for run in (done, made)
+    )
+    assert set(mine) == set(other)
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert done.summary["rows"][1]["nll"] == made.summary["rows"][1]["nll"]
+
+
+def test_a_module_of_ones_own_with_its_weights(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.Linear(12 * 36, 10)\n\n"
+        "    def forward(self, x):\n        return self.c(self.b(self.a(x)).relu().view(-1, 12 * 36))\n"
+    )
+    first = ba.compress(f"{file}:Net", "digits", max_macs=20_000, set=SMALL, out=tmp_path / "a")
+    assert first.summary["macs"] <= 20_000
+    weights = first.folder.path / "networks" / "dense.safetensors"
+    again = ba.compress(
+        f"{file}:Net", "digits", weights=weights, method="magnitude", max_macs=20_000, set=SMALL, out=tmp_path / "c"
+    )
+    assert again.summary["rows"][0]["accuracy"] == first.summary["rows"][0]["accuracy"]
+    assert again.summary["method"] == "magnitude"
+    assert type(again.network()).__name__ == "Net"
+    with pytest.raises(ConfigError, match="does not fill this network"):
+        ba.compress("lenet-5", "digits", weights=weights, out=tmp_path / "d")
+
+
+def test_a_module_given_in_python_is_copied_and_asked_for_again(made, tmp_path):
+    net = CLASSICS["lenet-300-100"]((1, 8, 8), 10)
+    net.load_state_dict(safetensors.torch.load_file(made.folder.path / "networks" / "dense.safetensors"))
+    before = copy.deepcopy(net.state_dict())
+    done = ba.compress(net, "digits", max_params=20_000, set={**SMALL, "compress.inputs": True}, out=tmp_path / "m")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(RunError, match=r"run\.network"):
+        done.network()
+    small = done.network(net)
+    assert network_cost(small, (1, 8, 8)).params == done.summary["params"] <= 20_000
+    (tmp_path / "m" / "status.json").write_text('{"format": 1, "state": "interrupted"}')
+    with pytest.raises(RunError, match="module="):
+        ba.resume(tmp_path / "m")
+
+
+def test_what_cannot_be_met_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"max_params.*smallest network") as told:
+        ba.compress("lenet-300-100", "digits", max_params=5, max_macs=5, out=tmp_path / "x")
+    assert "max_macs" in str(told.value)
+    with pytest.raises(ConfigError) as both:
+        ba.compress("lenet-300-100", "digits", set={"compress.lam": -1, "train.ema": 0.9}, out=tmp_path / "x")
+    assert "compress.lam" in str(both.value)
+    assert "moving averages" in str(both.value)
+    with pytest.raises(ConfigError, match=r"lenet-300-10.*lenet-300-100"):
+        ba.compress("lenet-300-10", "digits", out=tmp_path / "x")
+    with pytest.raises(ConfigError, match="nothing of this network can be cut"):
+        ba.compress(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "digits", out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_path_that_ends_too_early_says_how_far_it_came(tmp_path):
+    with pytest.raises(RunError, match=r"after 1 rounds the network has [\d,]+ parameters"):
+        ba.compress("lenet-300-100", "digits", max_params=900, set={**SMALL, "compress.rounds": 1}, out=tmp_path / "x")
+    assert ba.open_run(tmp_path / "x").status["state"] == "failed"
+
+
+@pytest.mark.parametrize(("limits", "drop"), [({}, 0.01), ({"max_macs": 9}, None), ({"max_drop": 0.02}, 0.02)])
+def test_without_a_limit_a_hundredth_of_accuracy_may_go(limits, drop):
+    assert workflow._settle({"limits": limits}).drop == drop
