@@ -1,6 +1,7 @@
 """Compression as a user does it: limits kept, the file smaller and the same network, a break that changes nothing."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from bayesarch.data import DataConfig, load, split
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS
+from bayesarch.nets.slicing import PickChannels
 from bayesarch.workflows import compress as workflow
 from bayesarch.workflows.compress import CompressionListener
 
@@ -125,7 +127,10 @@ def test_a_module_given_in_python_is_copied_and_asked_for_again(made, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(RunError, match=r"run\.network"):
         done.network()
+    units = [record["units"] for record in done.metrics]
+    assert all(later < earlier for earlier, later in itertools.pairwise(units))  # inputs that left do not come back
     small = done.network(net)
+    assert any(isinstance(module, PickChannels) for module in small.modules())
     assert network_cost(small, (1, 8, 8)).params == done.summary["params"] <= 20_000
     (tmp_path / "m" / "status.json").write_text('{"format": 1, "state": "interrupted"}')
     with pytest.raises(RunError, match="module="):

@@ -1,6 +1,6 @@
 """The evidence of a network's units: priors on groups of its weights, and training under the penalty they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -77,8 +77,8 @@ class Relevance:
             curvature: of the mean loss in the weights, by parameter name; what is missing counts as flat.
 
         Returns:
-            What the evidence leaves of each unit's squared norm (1 where it may not leave), and each unit's saliency (below 1 where a unit alone
-            would die), shapes (U,), on the CPU.
+            What the evidence leaves of each unit's squared norm (1 where it may not leave), and each unit's saliency
+            (below 1 where a unit alone would die), shapes (U,), on the CPU.
         """
         weights, h, groups = self._named(curvature)
         gamma, left = quadratic_optimum(weights, h, groups, self.free)
@@ -105,15 +105,22 @@ class Relevance:
 
 
 class PenalisedTrainer(Trainer):
-    """A training whose every step ends with the penalty's.
+    """A training whose every step ends with the penalty's, and whose weights on inputs that have left stay zero.
 
     With momentum m a step's displacement is lr / (1 - m) times a lasting gradient, and so the penalty's is made.
     """
 
     relevance: Relevance | None = None
+    share = 1.0
+    """Part of the steps, the first ones, that pay the penalty; what is left then settles without it."""
+    held: Sequence[tuple[nn.Parameter, Tensor]] = ()
 
     def move(self) -> None:
         """Take the weights' step, and the penalty's."""
         super().move()
-        if self.relevance is not None:
+        done = self.place.epoch * self.steps_per_epoch + self.place.step
+        if self.relevance is not None and done < self.share * self.config.epochs * self.steps_per_epoch:
             self.relevance.shrink(self._lr() / (1.0 - self.config.momentum))
+        with torch.no_grad():
+            for p, stays in self.held:
+                p.mul_(stays)

@@ -36,6 +36,8 @@ class ShrinkConfig(Config):
     """By how much it grows when a round has cut all that were dead."""
     penalty: bool = True
     """Whether the training between two cuts pays the penalty that the evidence makes."""
+    penalty_share: float = Field(default=0.5, ge=0, le=1)
+    """Part of that training that pays it: the rest lets what is left settle, so that the next cut sees an optimum."""
     form: Literal["sum", "mean"] = "sum"
     """Slopes of a group: summed, or divided by its size (not derived; as a public code has it)."""
     inputs: bool = False
@@ -53,7 +55,7 @@ class Cut:
     """What leaves in a round.
 
     Attributes:
-        keep: which units stay, bool, shape (U,).
+        keep: all but those that leave, bool, shape (U,).
         dead: how many the rule would have let go.
         lam: weight of the prior, in units of 1 / n; 0 where there is none.
         spent: whether all of them have left, so that the next round may ask for more.
@@ -124,7 +126,7 @@ def cut_of_round(
     Args:
         net: the network as it is.
         units: its units.
-        free: which may leave, bool, shape (U,).
+        free: which are there and may leave, bool, shape (U,).
         split: examples for the curvature, without augmentation.
         config: how.
         lam: weight of the prior, in units of 1 / n.
@@ -135,13 +137,12 @@ def cut_of_round(
     """
     if config.method not in RULES:
         raise ConfigError(f"compress.method: no rule {config.method!r}; there are {', '.join(RULES)}")
-    here = units.present()
-    may = free & here
+    may = free & units.present()
     dead, order = RULES[config.method](net, units, may, split, config, lam / len(split), stream)
     leaving = (dead & may).nonzero().flatten()
     leaving = leaving[order[leaving].argsort()]
     allowed = max(1, int(config.at_most * int(may.sum())))
-    keep = here.clone()
+    keep = torch.ones_like(free)
     keep[leaving[:allowed]] = False
     return Cut(keep, len(leaving), lam, len(leaving) <= allowed)
 

@@ -15,6 +15,7 @@ from bayesarch.nets.cost import network_cost as network_cost
 from bayesarch.nets.cost import option_costs as option_costs
 from bayesarch.nets.coupling import Units as Units
 from bayesarch.nets.coupling import cut_units as cut_units
+from bayesarch.nets.coupling import held_inputs as held_inputs
 from bayesarch.nets.coupling import mask_units as mask_units
 from bayesarch.nets.coupling import pick_inputs as pick_inputs
 from bayesarch.nets.coupling import units_of as units_of
@@ -54,6 +55,7 @@ __all__ = [
     "close_space",
     "cost_limits",
     "cut_units",
+    "held_inputs",
     "kept_by",
     "latency_ms",
     "mask_units",

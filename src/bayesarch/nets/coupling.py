@@ -24,7 +24,7 @@ from bayesarch.nets.skeletons import Shape
 from bayesarch.nets.slicing import PickChannels
 from bayesarch.nets.tracing import CHANNELWISE, CHANNELWISE_FUNCTIONS, graph_of
 
-__all__ = ["Axis", "Units", "cut_units", "mask_units", "pick_inputs", "units_of"]
+__all__ = ["Axis", "Units", "cut_units", "held_inputs", "mask_units", "pick_inputs", "units_of"]
 
 SAME_MODULES = (
     *CHANNELWISE, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Mish, nn.Upsample,
@@ -509,6 +509,25 @@ def cut_units(net: nn.Module, units: Units, keep: Tensor) -> nn.Module:
     for module in small.modules():
         _resize(module)
     return _unbaked(small, net, units) if units.baked else small
+
+
+def held_inputs(net: nn.Module, units: Units, keep: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return weights that read inputs which have left, each with what holds them at zero: 1 where a weight stays.
+
+    Args:
+        net: what `cut_units` left.
+        units: its units (`Units.after`).
+        keep: which stay, bool, shape (U,).
+    """
+    parameters, held = dict(net.named_parameters()), []
+    ours = torch.zeros(units.count, dtype=torch.bool)
+    ours[units.inputs] = True
+    for axis in units.axes:
+        p = parameters.get(axis.name)
+        if p is not None and bool((ours & ~keep)[axis.units].any()):
+            shape = [-1 if d == axis.dim else 1 for d in range(p.ndim)]
+            held.append((p, keep[axis.units].to(p.device, p.dtype).view(shape)))
+    return held
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ from bayesarch.engine import (
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams, seeded
 from bayesarch.functional import uncertainty as un
-from bayesarch.nets import cut_units, latency_ms, pick_inputs, units_of
+from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder, write_atomically
@@ -61,7 +61,7 @@ __all__ = ["CompressionListener", "compress", "continue_compression"]
 SECTIONS = ("seed", "device", "compress", "limits", "data", "train")
 RECIPE = {"batch_size": 128, "lr": 0.05, "weight_decay": 1e-4, "clip": 0.0}
 """Training between two cuts, unless it is said."""
-LEAST_EPOCHS, LEAST_STEPS = 3, 300
+LEAST_EPOCHS, LEAST_STEPS = 4, 300
 """Its length, unless it is said: so many epochs, or so many steps where the examples are few."""
 PATIENCE = 4
 """Rounds in a row below the accuracy wanted after which the path ends."""
@@ -358,10 +358,12 @@ class _Work:
         folder.log([f"{_now()} finished"])
         return open_run(folder.path)
 
-    def _trainer(self, kind: type[Trainer], net: nn.Module, what: str, number: int, **changes: Any) -> Trainer:
+    def _trainer(
+        self, net: nn.Module, what: str, number: int, keep: Tensor | None = None, **changes: Any
+    ) -> PenalisedTrainer:
         """Return a training of a network; those of other numbers see other batches."""
         config = self.settings.train.model_copy(update=changes)
-        return kind(
+        trainer = PenalisedTrainer(
             in_layout(net.to(self.device), self.shape),
             classes=self.classes,
             training=self.splits["weights"],
@@ -371,6 +373,9 @@ class _Work:
             checkpoint=self.folder.path / "checkpoints" / f"{what}.safetensors",
             observer=Observer(should_stop=self.stop.is_set),
         )
+        if keep is not None:
+            trainer.held = held_inputs(trainer.net, self.units.after(keep), keep)
+        return trainer
 
     def _run(self, trainer: Trainer) -> Trainer:
         """Train to the end, from the checkpoint where there is one, which then goes."""
@@ -389,12 +394,12 @@ class _Work:
         elif not self.trained:
             self.listener.on_stage("training the network to be made smaller")
             fresh = _reset(self.settings, self.shape, self.classes, self.streams)
-            trainer = self._trainer(Trainer, fresh, "dense", 0, epochs=config.dense_epochs, lr=config.dense_lr)
+            trainer = self._trainer(fresh, "dense", 0, epochs=config.dense_epochs, lr=config.dense_lr)
             self.dense = self._run(trainer).net
         self.dense = in_layout(self.dense.to(self.device), self.shape)
         if not path.exists():
             _write_state(path, self.dense)
-        self.dense_score = self._trainer(Trainer, self.dense, "look", 0, epochs=1).selection()
+        self.dense_score = self._trainer(self.dense, "look", 0, epochs=1).selection()
 
     def _walk(self) -> list[dict[str, Any]]:
         """Cut and train, round by round, until the limits are met or nothing good is left; return all rounds."""
@@ -409,14 +414,15 @@ class _Work:
             number = len(records)
             units, began = self.units.after(keep), time.monotonic()
             stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
-            cut = cut_of_round(net, units, self.free, self.splits["weights"], config, lam, stream)
+            cut = cut_of_round(net, units, self.free & keep, self.splits["weights"], config, lam, stream)
             if cut.dead:
-                net, keep = cut_units(net, units, cut.keep), cut.keep
-            trainer = self._trainer(PenalisedTrainer, net, f"round-{number}", 1 + number)
-            assert isinstance(trainer, PenalisedTrainer)
+                keep = keep & cut.keep
+                net = cut_units(net, units, keep)
+            trainer = self._trainer(net, f"round-{number}", 1 + number, keep)
             trainer.relevance = penalised(
-                net, self.units.after(keep), self.free, self.splits["weights"], config, lam, stream
+                net, self.units.after(keep), self.free & keep, self.splits["weights"], config, lam, stream
             )
+            trainer.share = config.penalty_share
             net = self._run(trainer).net
             score = trainer.selection()
             params, macs = self.units.cost(keep)
@@ -487,7 +493,7 @@ class _Work:
             self.listener.on_stage(f"fine-tuning {record['params']:,} parameters")
             keep, net = self._at(record["epoch"] - 1)
             epoch, epochs = record["epoch"], self.settings.compress.finetune_epochs
-            trainer = self._trainer(Trainer, net, f"finetune-{epoch}", 50_000 + epoch, epochs=epochs)
+            trainer = self._trainer(net, f"finetune-{epoch}", 50_000 + epoch, keep, epochs=epochs)
             self._run(trainer)
             if self._good(trainer.selection().accuracy):
                 self._conclude(record, keep, trainer)
