@@ -56,7 +56,7 @@ from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.smaller import named_network
 from bayesarch.workflows.worth import paired, score_row, told_apart
 
-__all__ = ["CompressionListener", "compress", "continue_compression"]
+__all__ = ["CompressionListener", "compress", "continue_compression", "front"]
 
 SECTIONS = ("seed", "device", "compress", "limits", "data", "train")
 RECIPE = {"batch_size": 128, "lr": 0.05, "weight_decay": 1e-4, "clip": 0.0}
@@ -238,6 +238,34 @@ def continue_compression(
     if run.data["fingerprint"] != data_record(examples, work.partition, settings.data)["fingerprint"]:
         raise RunError(f"the data of {run.path} have changed since it began; start a new one")
     return work.go(run.folder, listener or CompressionListener())
+
+
+def front(path: str | os.PathLike[str], max_macs: Sequence[int], *, epochs: int | None = None) -> list[dict[str, Any]]:
+    """Score several networks of a finished path: how much does each size cost? Writes front.json.
+
+    For each bound the first network of the path under it is fine-tuned and scored on the test split; nothing is chosen
+    by that.
+
+    Args:
+        path: a finished compression, of a network that has a name or a file.
+        max_macs: bounds on MACs for one image.
+        epochs: of fine-tuning; None: as in the run.
+
+    Returns:
+        A row for the whole network and one for each bound, with layers and the difference to the whole network.
+
+    Raises:
+        RunError: if the path does not go so far, or the run is of a module given in Python.
+    """
+    run = open_run(path)
+    settings = _settle(run.config)
+    if settings.compress.module is None:
+        raise RunError(f"{run.path} is of a module given in Python; give its file as --module FILE.py:NAME")
+    work = _Work(settings, load(settings.data), None)
+    work.folder, work.listener = run.folder, CompressionListener()
+    rows = work.front(max_macs, epochs or settings.compress.finetune_epochs)
+    run.folder.write_json("front.json", {"rows": rows})
+    return rows
 
 
 def _settle(record: Mapping[str, Any]) -> _Settings:
@@ -523,17 +551,13 @@ class _Work:
         _write_state(self.folder.path / "networks" / "small.safetensors", small, keep)
         sizes = [(self.folder.path / "networks" / f"{n}.safetensors").stat().st_size for n in ("dense", "small")]
         nets = {"dense": self.dense.eval(), "small": small}
-        logits = {name: self._logits(net) for name, net in nets.items()}
-        y = self._labels()
-        seed = self.settings.seed
-        answers = {name: un.softmax(z) for name, (z, _) in logits.items()}
-        rows = []
-        for (name, net), size in zip(nets.items(), sizes, strict=True):
-            cost = self.units.cost(torch.ones(self.units.count, dtype=torch.bool) if name == "dense" else keep)
-            row = score_row(name, answers[name], y, seed)
-            row |= {"params": cost[0], "macs": cost[1], "bytes": size, "latency_ms": latency_ms(net, self.shape)}
-            row["auroc"] = told_apart(answers[name], un.softmax(logits[name][1]), seed)
-            rows.append(row)
+        every = torch.ones(self.units.count, dtype=torch.bool)
+        scored = {name: self._scored(name, net, every if name == "dense" else keep) for name, net in nets.items()}
+        rows = [
+            {**scored[name][0], "bytes": size, "latency_ms": latency_ms(net, self.shape)}
+            for (name, net), size in zip(nets.items(), sizes, strict=True)
+        ]
+        y, seed = self._labels(), self.settings.seed
         self.folder.write_json(
             "summary.json",
             {
@@ -545,7 +569,7 @@ class _Work:
                 "params": rows[1]["params"],
                 "macs": rows[1]["macs"],
                 "rows": rows,
-                "difference": paired(answers["small"], answers["dense"], y, seed),
+                "difference": paired(scored["small"][1], scored["dense"][1], y, seed),
                 "layers": self._layers(keep),
                 "whole": dict(self.units.whole),
                 "selection": {"dense": self.dense_score.accuracy, "small": accuracy},
@@ -554,6 +578,31 @@ class _Work:
             },
         )
         write_compression_report(self.folder)
+
+    def _scored(self, name: str, net: nn.Module, keep: Tensor) -> tuple[dict[str, Any], np.ndarray]:
+        """Return what a network costs and is worth on the test split, and its probabilities there."""
+        inside, outside = (un.softmax(z) for z in self._logits(net))
+        params, macs = self.units.cost(keep)
+        row = score_row(name, inside, self._labels(), self.settings.seed)
+        row |= {"params": params, "macs": macs, "auroc": told_apart(inside, outside, self.settings.seed)}
+        return row, inside
+
+    def front(self, bounds: Sequence[int], epochs: int) -> list[dict[str, Any]]:
+        """Return the first network of the path under each bound, fine-tuned and scored; see `front`."""
+        self._train_dense()
+        whole = self._scored("dense", self.dense.eval(), torch.ones(self.units.count, dtype=torch.bool))
+        rows = [{**whole[0], "round": 0, "layers": self._layers(torch.ones(self.units.count, dtype=torch.bool))}]
+        for bound in bounds:
+            record = next((r for r in self.folder.read_metrics() if r["macs"] <= bound), None)
+            if record is None:
+                raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
+            keep, net = self._at(record["epoch"] - 1)
+            trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
+            small = pick_inputs(self._run(trainer).net, self.units.after(keep), keep).eval()
+            row, p = self._scored(f"at most {bound}", small, keep)
+            gap = paired(p, whole[1], self._labels(), self.settings.seed)
+            rows.append({**row, "round": record["epoch"], "layers": self._layers(keep), "difference": gap})
+        return rows
 
     def _logits(self, net: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         """Return logits of the test images, and of the same with their pixels shuffled, shape (n, K) each."""
