@@ -1,5 +1,6 @@
 """Channels as a space: gates, counts of the published networks, and cutting that changes nothing but the size."""
 
+import copy
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from bayesarch.errors import ConfigError, SpaceError
 from bayesarch.nets.cost import network_cost
 from bayesarch.nets.gated import close_space, gate_groups, kept_by, network_of, supernet_from
+from bayesarch.nets.module import in_layout
 from bayesarch.nets.slicing import PickChannels
 from bayesarch.nets.tracing import Chain, producers
 from bayesarch.spaces import DENSENET121, ENAS_MICRO, RESNET50_MULTI, SHAKE_SHAKE, Architecture
@@ -277,3 +279,28 @@ def test_the_space_keeps_the_contract_and_names_what_is_wrong():
     net.prune(shut)
     with pytest.raises(ValueError, match="only removes"):
         net.prune(torch.ones_like(net.live))
+
+
+class _Views(nn.Module):
+    """Flattens by `view`, which needs features in the order of their axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 1), nn.Linear(4 * 36, 3)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))).view(len(x), -1))
+
+
+def test_networks_that_flatten_by_view_run_on_images_in_any_layout():
+    torch.manual_seed(0)  # noqa: TID251
+    net = _Views()
+    images = torch.randn(5, 8, 8, 1).permute(0, 3, 1, 2)
+    expected = net(images.clone(memory_format=torch.contiguous_format))
+    with pytest.raises(RuntimeError, match="view size"):
+        copy.deepcopy(net).to(memory_format=torch.channels_last)(images)
+    held = in_layout(copy.deepcopy(net), (1, 8, 8)).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(held(images), expected)
+    supernet = supernet_from(net, input_shape=(1, 8, 8), classes=3).to(memory_format=torch.channels_last)
+    gates = torch.ones(1, 1, supernet.space.n_options)
+    torch.testing.assert_close(supernet(images, gates), expected, rtol=1e-4, atol=1e-5)

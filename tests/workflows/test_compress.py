@@ -161,3 +161,27 @@ def test_a_path_that_ends_too_early_says_how_far_it_came(tmp_path):
 @pytest.mark.parametrize(("limits", "drop"), [({}, 0.01), ({"max_macs": 9}, None), ({"max_drop": 0.02}, 0.02)])
 def test_without_a_limit_a_hundredth_of_accuracy_may_go(limits, drop):
     assert workflow._settle({"limits": limits}).drop == drop
+
+
+def test_the_front_scores_several_sizes_of_one_path(made):
+    bounds = [30_000, 9_000]
+    whole, *rows = workflow.front(made.path, bounds, epochs=2)
+    assert whole["params"] == made.summary["rows"][0]["params"]
+    assert whole["accuracy"] == made.summary["rows"][0]["accuracy"]
+    macs = [record["macs"] for record in made.metrics]
+    for row, bound in zip(rows, bounds, strict=True):
+        assert row["macs"] == next(m for m in macs if m <= bound)
+        assert row["macs"] == sum(layer["after"]["macs"] for layer in row["layers"])
+        gap = row["difference"]["accuracy"]["value"]
+        assert gap == pytest.approx(row["accuracy"]["value"] - whole["accuracy"]["value"])
+    with pytest.raises(RunError, match="no network of the path has at most 10 MACs"):
+        workflow.front(made.path, [10])
+
+
+def test_the_smaller_network_is_evaluated_and_exported_like_any_other(made, tmp_path):
+    record = ba.evaluate(made.path, corruptions=["fog"], severities=[3])
+    assert record["rows"][0]["accuracy"]["value"] == pytest.approx(made.summary["rows"][1]["accuracy"]["value"])
+    assert record["costs"][0]["params"] == made.summary["params"]
+    (row,) = ba.export(made, format="source", out=tmp_path / "small.py")
+    assert row["difference"] < 1e-5
+    assert row["bytes"] < made.summary["rows"][0]["bytes"]

@@ -19,7 +19,7 @@ from bayesarch.functional import seeded
 from bayesarch.nets.densenet import densenet
 from bayesarch.nets.enas import enas_micro
 from bayesarch.nets.masking import MaskCosts, MaskedNetwork
-from bayesarch.nets.module import own_module
+from bayesarch.nets.module import in_layout, own_module
 from bayesarch.nets.resnet_multi import resnet_multi
 from bayesarch.nets.shake import shake_shake
 from bayesarch.nets.skeletons import Shape
@@ -208,7 +208,7 @@ def gated_supernet(
 ) -> GatedSupernet:
     """Return the supernet of a channel space, freshly initialised."""
     with seeded(generator):
-        net = network_of(space, sizes, input_shape, classes)
+        net = in_layout(network_of(space, sizes, input_shape, classes), input_shape)
     closed = close_space(space, sizes, input_shape, classes)
     return GatedSupernet(closed, net, input_shape=input_shape, classes=classes, sizes=sizes)
 
@@ -231,6 +231,6 @@ def supernet_from(
     Raises:
         SpaceError: if nothing in it can be gated.
     """
-    net = copy.deepcopy(module)
+    net = in_layout(copy.deepcopy(module), input_shape)
     space = channel_space(Space(name=name, choices=(), skeleton=name, sizes=Config), gate_groups(net))
     return GatedSupernet(space, net, input_shape=input_shape, classes=classes, sizes=sizes)

@@ -15,15 +15,18 @@ __all__ = ["in_layout", "own_module"]
 
 
 def in_layout(net: nn.Module, input_shape: Shape) -> nn.Module:
-    """Return the network, in place, in the fastest layout of memory that its code bears: channels last, if it can be.
+    """Return the network, in place, able to run in the layout of memory that is fastest: channels last.
 
-    Code that flattens by `view` needs its features in the order of their axes; such a network gets its images so.
+    Code that flattens by `view` needs its features in the order of their axes; the convolutions of such a network are
+    made to give them so, and it gets its images so.
 
     Args:
         net: any module.
         input_shape: (channels, height, width) of an image.
     """
-    like, training = next(net.parameters()), net.training
+    like, training = next(net.parameters(), None), net.training
+    if like is None:
+        return net
     c, h, w = input_shape
     images = torch.zeros(2, h, w, c, device=like.device, dtype=like.dtype).permute(0, 3, 1, 2)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -31,14 +34,20 @@ def in_layout(net: nn.Module, input_shape: Shape) -> nn.Module:
         with torch.no_grad():
             net.eval()(images)
     except RuntimeError:
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        net.register_forward_pre_hook(_in_order)
+        net.register_forward_pre_hook(_images_in_order)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(_features_in_order)
     return net.train(training)
 
 
-def _in_order(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _images_in_order(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy the images: where they have one channel, `contiguous` would leave their strides as they are."""
     return tuple(x.clone(memory_format=torch.contiguous_format) if isinstance(x, torch.Tensor) else x for x in inputs)
+
+
+def _features_in_order(module: nn.Module, inputs: tuple[Any, ...], features: torch.Tensor) -> torch.Tensor:
+    return features.contiguous()
 
 
 def own_module(sizes: Any, input_shape: Shape, classes: int) -> nn.Module:

@@ -13,6 +13,7 @@ from bayesarch.nets.cells import PlainCell
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.families import SKELETONS, Skeleton
 from bayesarch.nets.gated import NETWORKS, kept_by, network_of
+from bayesarch.nets.module import in_layout
 from bayesarch.nets.options import Options
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk, walk
 from bayesarch.nets.slicing import slice_inputs
@@ -119,7 +120,9 @@ def build(
     def make() -> nn.Module:
         tidy = tidy_sizes(arch.space, sizes)
         if arch.space.skeleton in NETWORKS:
-            return slice_inputs(network_of(arch.space, tidy, input_shape, classes), kept_by(arch))
+            return slice_inputs(
+                in_layout(network_of(arch.space, tidy, input_shape, classes), input_shape), kept_by(arch)
+            )
         return PlainNetwork(plain_trunk(arch.space, tidy, input_shape, classes, arch.columns))
 
     if generator is None:

@@ -30,7 +30,7 @@ def path(metrics: Sequence[Mapping[str, Any]], chosen: int, dense: float) -> str
     axes.invert_xaxis()
     axes.set_xlabel("MACs of one image", fontsize=8)
     axes.set_ylabel("accuracy, selection split", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     quiet(axes)
     figure.tight_layout()
     return svg(figure)
