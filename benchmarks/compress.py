@@ -45,8 +45,8 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
     weights = dense(network, seed, work, limit) / "networks" / "dense.safetensors"
     out, bounds = work / f"{network}-{method}-s{seed}", BOUNDS.get(network, CONV_BOUNDS)
     given = {
-        "compress.rounds": 100, "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
-        "train.epochs": rest.epochs, "compress.growth": rest.growth,
+        "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
+        "train.epochs": rest.epochs,
     }  # fmt: skip
     if (out / "summary.json").exists():
         run = ba.open_run(out)
@@ -98,8 +98,7 @@ def main() -> None:
     parser.add_argument("--methods", default="evidence,magnitude,random")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=None)
-    parser.add_argument("--epochs", type=int, default=10, help="between two cuts")
-    parser.add_argument("--growth", type=float, default=1.5, help="of lambda")
+    parser.add_argument("--epochs", type=int, default=6, help="between two cuts")
     parser.add_argument("--finetune", type=int, default=30, help="epochs at the end")
     parser.add_argument("--work", type=Path, default=Path("runs/compress"))
     arguments = parser.parse_args()

@@ -26,17 +26,17 @@ class ShrinkConfig(Config):
 
     method: str = "evidence"
     """evidence, or a baseline: magnitude, random, group-lasso."""
-    rounds: int = Field(default=40, ge=1)
+    rounds: int = Field(default=80, ge=1)
     """Cap on rounds of cutting and training."""
-    at_most: float = Field(default=0.2, gt=0, lt=1)
+    at_most: float = Field(default=0.1, gt=0, lt=1)
     """Largest share of the units that leave in one round: each is judged as if the others stayed."""
     lam: float = Field(default=0.01, gt=0)
     """First weight of the prior, in units of 1 / n: 1 is the evidence of the n training examples."""
-    growth: float = Field(default=2.0, gt=1)
+    growth: float = Field(default=1.3, gt=1)
     """By how much it grows when a round has cut all that were dead."""
     penalty: bool = True
     """Whether the training between two cuts pays the penalty that the evidence makes."""
-    penalty_share: float = Field(default=0.5, ge=0, le=1)
+    penalty_share: float = Field(default=0.7, ge=0, le=1)
     """Part of that training that pays it: the rest lets what is left settle, so that the next cut sees an optimum."""
     form: Literal["sum", "mean"] = "sum"
     """Slopes of a group: summed, or divided by its size (not derived; as a public code has it)."""

@@ -534,7 +534,7 @@ class _Work:
             least = min(records, key=lambda r: r["macs"])
             return (
                 f"after {len(records)} rounds the network has {least['params']:,} parameters and {least['macs']:,} "
-                "MACs, above the limit; allow more rounds (--set compress.rounds=80) or a larger limit"
+                "MACs, above the limit; allow more rounds (--set compress.rounds=200) or a larger limit"
             )
         best = max(known, key=lambda r: r["selection_accuracy"])
         return (
