@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable
 
-__all__ = ["ensembles_part"]
+__all__ = ["ensembles_part", "stacking_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
@@ -86,3 +86,22 @@ def ensembles_part(records: dict[str, dict], table: Table, machine: Machine) -> 
             f"1, 3 and 5.\n\n{_scores(record, table)}\n\n{gaps}{_verdict(record)}\n\n{machine(record)}\n"
         )
     return ["## Ensembles: different architectures or different seeds?\n", *parts] if parts else []
+
+
+def stacking_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
+    """Return the page's part on networks trained as one; none where there is no record."""
+    if record is None:
+        return []
+    head = ["image", "C", "networks", "threads", "one after another, ms", "as one, ms", "times faster"]
+    body = [
+        [
+            " × ".join(str(n) for n in row["shape"]), str(row["channels"]), str(row["networks"]), str(row["threads"]),
+            f"{row['alone_ms']:.1f}", f"{row['together_ms']:.1f}", f"{row['ratio']:.2f}",
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    return [
+        "## Networks trained as one\n\nA training step of networks of the ResNet cell, one cell a stage, own batches of 64: "
+        f"medians of {record['rounds']} rounds, the two in turn in one process; the ratio is the median of the rounds' "
+        f"ratios.\n\n{table(head, body)}\n\n{machine(record)}\n"
+    ]

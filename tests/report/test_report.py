@@ -204,18 +204,26 @@ def test_in_a_real_browser(run, width, chromium, tmp_path):
     tab.screenshot(path=str(tmp_path / "page.png"), full_page=True)
 
 
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory):
+    given = {
+        "train.epochs": 2, "compress.dense_epochs": 4, "compress.finetune_epochs": 2, "compress.at_most": 0.3,
+        "compress.growth": 3.0, "compress.curvature_examples": 300,
+    }  # fmt: skip
+    out = tmp_path_factory.mktemp("smaller") / "run"
+    return ba.compress("lenet-300-100", "digits", max_macs=25_000, set=given, out=out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_of_a_smaller_network_in_a_real_browser(width, chromium, tmp_path):
-    given = {"train.epochs": 2, "compress.dense_epochs": 4, "compress.finetune_epochs": 2}
-    made = ba.compress("lenet-300-100", "digits", max_macs=25_000, set=given, out=tmp_path / "smaller")
+def test_the_page_of_a_smaller_network_in_a_real_browser(smaller, width, chromium):
     tab = chromium.new_page(viewport={"width": width, "height": 800})
     troubles = []
     tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.goto((Path(made.path) / "report.html").as_uri())
+    tab.goto((Path(smaller.path) / "report.html").as_uri())
     assert troubles == []
     assert tab.locator("#scores tbody tr").count() == tab.locator("#costs tbody tr").count() == 2
     assert tab.locator("#layers tbody tr").count() == 3
     assert tab.locator("svg").count() == 2
-    assert f"{made.summary['macs']:,}" in tab.inner_text("#costs")
+    assert f"{smaller.summary['macs']:,}" in tab.inner_text("#costs")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

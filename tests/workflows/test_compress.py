@@ -20,7 +20,8 @@ from bayesarch.workflows import compress as workflow
 from bayesarch.workflows.compress import CompressionListener
 
 SMALL = {
-    "train.epochs": 3, "compress.dense_epochs": 8, "compress.finetune_epochs": 4, "compress.curvature_examples": 500,
+    "train.epochs": 3, "compress.dense_epochs": 8, "compress.finetune_epochs": 4, "compress.curvature_examples": 300,
+    "compress.at_most": 0.2, "compress.growth": 2.0, "compress.penalty_share": 0.5,
 }  # fmt: skip
 
 

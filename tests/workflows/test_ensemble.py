@@ -388,12 +388,14 @@ def test_splits_of_members_and_evaluation_are_those_of_the_search(run, made):
 
 def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path):
     given = {**SMALL, "train.lr": 0.01, "train.epochs": 1}
-    alone = ba.ensemble(run, candidates="deepens", set={**given, "ensemble.stack": "never"}, out=tmp_path / "a")
-    joint = ba.ensemble(run, candidates="deepens", set={**given, "ensemble.stack": "always"}, out=tmp_path / "b")
+    alone, joint = (
+        ba.ensemble(run, members=2, candidates="deepens", set={**given, "ensemble.stack": mode}, out=tmp_path / name)
+        for name, mode in (("a", "never"), ("b", "always"))
+    )
     assert "train as one" in (tmp_path / "b" / "log.txt").read_text()
     assert "train as one" not in (tmp_path / "a" / "log.txt").read_text()
     starts = [(m.folder.path / "log.txt").read_text().count("resume at epoch 0") for m in joint.members]
-    assert starts == [1, 1, 1]
+    assert starts == [1, 1]
     images, _ = split_of(run, "test")
     for mine, other in zip(joint.members, alone.members, strict=True):
         assert mine.config == other.config
