@@ -375,10 +375,8 @@ def show(
         from bayesarch.workflows.lookup import look_up
 
         look_up(opened, benchmark)
-    if opened.is_ensemble:
-        from bayesarch.terminal import print_evaluation
-
-        _print_json(opened.summary) if as_json else print_evaluation(opened)
+    if opened.is_ensemble or opened.is_compression:
+        _conclude(opened, as_json)
         return
     _print_json(
         {**opened.summary, "posterior": opened.posterior.to_json(), "lookup": opened.lookup}

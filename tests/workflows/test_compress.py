@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bayesarch.nets.classics import CLASSICS
 from bayesarch.nets.slicing import PickChannels
 from bayesarch.workflows import compress as workflow
 from bayesarch.workflows.compress import CompressionListener
+from bayesarch.workflows.rewrite import rewrite
 
 SMALL = {
     "train.epochs": 3, "compress.dense_epochs": 8, "compress.finetune_epochs": 4, "compress.curvature_examples": 300,
@@ -186,3 +188,25 @@ def test_the_smaller_network_is_evaluated_and_exported_like_any_other(made, tmp_
     (row,) = ba.export(made, format="source", out=tmp_path / "small.py")
     assert row["difference"] < 1e-5
     assert row["bytes"] < made.summary["rows"][0]["bytes"]
+
+
+def test_what_wants_a_search_says_what_this_is(made, tmp_path):
+    with pytest.raises(RunError, match="a network made smaller"):
+        made.posterior  # noqa: B018
+    with pytest.raises(ConfigError, match="is no search"):
+        ba.ensemble(made.path, out=tmp_path / "e")
+    with pytest.raises(ConfigError, match="give the search"):
+        ba.train(made.path, out=tmp_path / "t")
+
+
+def test_the_page_is_written_again_and_runs_are_set_side_by_side(made, tmp_path):
+    page = made.folder.path / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert f"{made.path}/report.html" in rewrite(made.path)
+    assert page.read_text() == before
+    ba.evaluate(made.path, corruptions=[])
+    shutil.copytree(made.path, tmp_path / "again")
+    record = ba.compare([made.path, tmp_path / "again"])
+    assert [row["params"] for row in record["rows"]] == [made.summary["params"]] * 2
+    assert record["rows"][1]["accuracy_difference"]["value"] == 0

@@ -92,7 +92,7 @@ def compare(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[s
     runs = [run for path in paths for run in (lambda opened: child_runs(opened) or [opened])(open_run(path))]
     if len(runs) < 2:
         raise ConfigError(f"compare needs at least two finished runs; got {len(runs)}")
-    if any(run.is_training or run.is_ensemble for run in runs):
+    if not all(run.is_search for run in runs):
         return compare_answers(runs, out=out)
     prints = {run.data["fingerprint"]["selection"] + run.data["fingerprint"]["content"] for run in runs}
     if len(prints) > 1:

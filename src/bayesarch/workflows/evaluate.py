@@ -64,7 +64,7 @@ def evaluate(
     config = DataConfig(**run.config["data"])
     examples = data if data is not None else load(config)
     partition = split(examples, config)
-    if run.is_training or run.is_ensemble or run.is_compression:
+    if not run.is_search:
         partition = partition.for_training()
     on = torch.device("cpu")
     splits = splits_on(examples, partition, ("selection", "test"), config=config, device=on)

@@ -3,7 +3,7 @@
 import os
 
 from bayesarch.errors import RunError
-from bayesarch.report import write_repeats_report, write_report
+from bayesarch.report import write_compression_report, write_repeats_report, write_report
 from bayesarch.workflows.evaluate import write_page
 from bayesarch.workflows.run import open_run
 
@@ -19,6 +19,9 @@ def rewrite(path: str | os.PathLike[str]) -> list[str]:
     run, written = open_run(path), []
     if run.folder.has("posterior.json") and run.folder.has("summary.json"):
         (write_repeats_report if run.config.get("repeats", 1) > 1 else write_report)(run.folder)
+        written.append(f"{run.path}/report.html")
+    if run.is_compression and run.folder.has("summary.json"):
+        write_compression_report(run.folder)
         written.append(f"{run.path}/report.html")
     if run.folder.has("evaluation.json"):
         write_page(run)

@@ -66,6 +66,11 @@ class Run:
         return "compress" in self.config
 
     @property
+    def is_search(self) -> bool:
+        """Whether this is a search, and none of the other kinds."""
+        return not (self.is_training or self.is_ensemble or self.is_compression)
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One record per round."""
         return self.folder.read_metrics()
@@ -194,8 +199,9 @@ class Run:
     def _need(self, name: str) -> None:
         if not self.folder.has(name):
             state = self.status.get("state")
-            if (self.is_training or self.is_ensemble) and state == "finished":
-                what = "a training of one architecture" if self.is_training else "an ensemble"
+            if not self.is_search and state == "finished":
+                kinds = {"a training of one architecture": self.is_training, "an ensemble": self.is_ensemble}
+                what = next((kind for kind, fits in kinds.items() if fits), "a network made smaller")
                 raise RunError(f"{self.path} is {what} and has no {name}; give the search")
             raise RunError(
                 f"{self.path} is {state}, so there is no {name} yet; finish it: bayesarch resume {self.path}"
