@@ -210,7 +210,7 @@ def test_show_prices_a_genotype_too_long_for_a_file_name():
 def test_public_names():
     assert set(ba.__all__) == {
         "Architecture", "BayesArchClassifier", "BayesarchError", "Choice", "Run", "Space", "__version__", "build",
-        "compare", "DATASETS",
+        "compare", "compress", "DATASETS",
         "ensemble", "evaluate", "export",
         "METHODS", "open_run", "resume", "run", "search", "SPACES", "supernet_from", "train",
     }  # fmt: skip

@@ -82,7 +82,7 @@ def test_a_group_alone_ends_at_its_fixed_point(h, norm2, n):
     best = torch.full((n,), math.sqrt(norm2 / n), dtype=DOUBLE)
     groups, curvature = [torch.zeros(1, dtype=torch.long)], torch.full((n,), h, dtype=DOUBLE)
     gamma = torch.ones(1, dtype=DOUBLE)
-    for _ in range(4000):
+    for _ in range(1500):
         omega = fg.group_slopes(gamma, curvature, groups).sqrt()
         # the optimum of h/2 ||W - best||^2 + omega ||W||: a group soft threshold
         w = best * (1 - omega / (h * best.norm())).clamp(min=0)
@@ -167,7 +167,7 @@ def test_the_quadratic_model_ends_at_the_fixed_point(h, norm2, n):
     """A group alone: gamma = max(0, ||W||^2 / n - 1 / h), and it dies where its saliency is below 1."""
     weights = [torch.full((n,), math.sqrt(norm2 / n), dtype=DOUBLE)]
     curved, groups = [torch.full((n,), h, dtype=DOUBLE)], [[torch.zeros(1, dtype=torch.long)]]
-    gamma, left = fg.quadratic_optimum(weights, curved, groups, torch.tensor([True]), rounds=3000, inner=3)
+    gamma, left = fg.quadratic_optimum(weights, curved, groups, torch.tensor([True]), rounds=500, inner=3)
     expected = float(fg.group_fixed_point(torch.tensor(norm2, dtype=DOUBLE), torch.tensor(h, dtype=DOUBLE), n))
     assert float(gamma) == pytest.approx(expected, rel=1e-3, abs=2e-3)
     dies = float(fg.saliency(weights, curved, groups, 1)) < 1
@@ -189,7 +189,7 @@ def test_the_quadratic_model_with_overlapping_groups_agrees_with_small_steps():
             w = h * best / (h + sum((slopes.sqrt() / norms)[index] for index in groups))
         gamma = fg.group_update(fg.group_squares(w, groups, 8).sqrt(), slopes, gamma)
     # a group that others explain has no precision of its own, and its gamma grows without end: s is what is compared
-    assert float(found.max()) > 1e4
+    assert float(found.max()) > 500
     s, expected = fg.combined_variance(found, groups), fg.combined_variance(gamma, groups)
     torch.testing.assert_close(s, expected, rtol=2e-2, atol=1e-4)
     kept = fg.group_squares(w, groups, 8) / fg.group_squares(best, groups, 8)

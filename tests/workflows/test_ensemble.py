@@ -386,7 +386,8 @@ def test_splits_of_members_and_evaluation_are_those_of_the_search(run, made):
     assert len(parts["weights"]) == made.data["sizes"]["weights"]
 
 
-def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path):
+def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "evaluate", lambda path: None)  # takes longer than the training, and is tested above
     given = {**SMALL, "train.lr": 0.01, "train.epochs": 1}
     alone, joint = (
         ba.ensemble(run, members=2, candidates="deepens", set={**given, "ensemble.stack": mode}, out=tmp_path / name)
@@ -407,7 +408,8 @@ def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(ru
 
 def test_a_stack_that_fails_leaves_its_members_to_train_alone(run, tmp_path, monkeypatch):
     """Dropped paths cannot be stacked; asked for all the same, the members are trained one by one."""
-    given = {**SMALL, "train.drop_path": 0.1, "ensemble.stack": "always"}
+    monkeypatch.setattr(workflow, "evaluate", lambda path: None)
+    given = {**SMALL, "train.epochs": 1, "train.drop_path": 0.1, "ensemble.stack": "always"}
     made = ba.ensemble(run, members=2, candidates="deepens", set=given, out=tmp_path / "c")
     assert "dropped paths cannot be stacked" in (tmp_path / "c" / "members" / "000" / "process.txt").read_text()
     assert [member.status["state"] for member in made.members] == ["finished", "finished"]

@@ -8,7 +8,6 @@ from rich.status import Status
 from rich.table import Table
 
 from bayesarch.terminal.amounts import amount
-from bayesarch.workflows.compress import CompressionListener
 
 __all__ = ["CompressionProgress", "print_compression"]
 
@@ -21,6 +20,8 @@ class CompressionProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        from bayesarch.workflows.compress import CompressionListener  # loads torch
+
         self.quiet, self.path = quiet, ""
         self._status = Status("starting", console=Console(file=sys.stderr))
         self.listener = CompressionListener(on_start=self._start, on_stage=self._stage, on_round=self._round)
