@@ -9,6 +9,7 @@ from torch import nn
 
 from bayesarch.engine import RULES, Relevance, ShrinkConfig, cut_of_round, penalised, weight_curvature
 from bayesarch.errors import ConfigError
+from bayesarch.functional import seeded
 from bayesarch.nets import units_of
 
 
@@ -19,10 +20,10 @@ class Split(Images):
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)  # noqa: TID251
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
-    ).double()
+    with seeded(torch.Generator().manual_seed(0)):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+        ).double()
 
 
 @pytest.fixture

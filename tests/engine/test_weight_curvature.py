@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from bayesarch.data import Batch
 from bayesarch.engine import curved_parameters, weight_curvature
 from bayesarch.errors import ConfigError
+from bayesarch.functional import seeded
 
 
 class Mixed(nn.Module):
@@ -33,8 +34,8 @@ class Mixed(nn.Module):
 
 @pytest.fixture(scope="module")
 def net():
-    torch.manual_seed(0)  # noqa: TID251
-    made = Mixed().double()
+    with seeded(torch.Generator().manual_seed(0)):
+        made = Mixed().double()
     for _ in range(3):
         made(Images().images)
     return made
@@ -78,8 +79,8 @@ def test_exact_agrees_with_curvlinops(net):
 
 
 def test_it_is_the_hessians_diagonal_where_logits_are_linear_in_the_weights():
-    torch.manual_seed(1)  # noqa: TID251
-    net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double(), Images()
+    with seeded(torch.Generator().manual_seed(1)):
+        net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double(), Images()
     weight = net[1].weight.detach().clone()
 
     def loss(w):
@@ -105,8 +106,8 @@ def test_linear_layers_over_tokens():
         def forward(self, x):
             return self.last(torch.tanh(self.each(x[:, 0])).mean(1))
 
-    torch.manual_seed(2)  # noqa: TID251
-    net = Tokens().double()
+    with seeded(torch.Generator().manual_seed(2)):
+        net = Tokens().double()
     found, expected = weight_curvature(net, Images()), naive(net, Images())
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-14)

@@ -120,7 +120,10 @@ def test_the_proximal_step_is_the_group_soft_threshold():
     factors = fg.shrink(fg.group_squares(w, groups, 3).sqrt(), torch.tensor([4.0, 4.0, 4.0], dtype=DOUBLE), 0.5)
     torch.testing.assert_close(factors, torch.tensor([0.8, 0.0, 0.0], dtype=DOUBLE))
     moved = w * factors[groups[0]]
-    objective = lambda v: 0.5 * (v - w[:2]).square().sum() + 0.5 * 2.0 * v.norm()  # noqa: E731
+
+    def objective(v):
+        return 0.5 * (v - w[:2]).square().sum() + 0.5 * 2.0 * v.norm()
+
     around = torch.Generator().manual_seed(0)
     for _ in range(50):
         other = moved[:2] + 0.1 * torch.randn(2, dtype=DOUBLE, generator=around)

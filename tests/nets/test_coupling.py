@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS, VGG16, MobileNet, ResNet18
-from bayesarch.nets.coupling import cut_units, mask_units, pick_inputs, units_of
+from bayesarch.nets.coupling import cut_units, mask_units, pick_inputs
 from bayesarch.nets.densenet import densenet
+from bayesarch.nets.following import units_of
 
 
 def settled(net, shape, seed=0):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError, SpaceError
+from bayesarch.functional import seeded
 from bayesarch.nets.cost import network_cost
 from bayesarch.nets.gated import close_space, gate_groups, kept_by, network_of, supernet_from
 from bayesarch.nets.module import in_layout
@@ -293,9 +294,10 @@ class _Views(nn.Module):
 
 
 def test_networks_that_flatten_by_view_run_on_images_in_any_layout():
-    torch.manual_seed(0)  # noqa: TID251
-    net = _Views()
-    images = torch.randn(5, 8, 8, 1).permute(0, 3, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    with seeded(generator):
+        net = _Views()
+    images = torch.randn(5, 8, 8, 1, generator=generator).permute(0, 3, 1, 2)
     expected = net(images.clone(memory_format=torch.contiguous_format))
     with pytest.raises(RuntimeError, match="view size"):
         copy.deepcopy(net).to(memory_format=torch.channels_last)(images)

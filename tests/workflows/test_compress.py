@@ -19,6 +19,7 @@ from bayesarch.nets.classics import CLASSICS
 from bayesarch.nets.slicing import PickChannels
 from bayesarch.workflows import compress as workflow
 from bayesarch.workflows.compress import CompressionListener
+from bayesarch.workflows.compress_settings import settle_compression
 from bayesarch.workflows.rewrite import rewrite
 
 SMALL = {
@@ -169,7 +170,7 @@ def test_a_path_that_ends_too_early_says_how_far_it_came(tmp_path):
 
 @pytest.mark.parametrize(("limits", "drop"), [({}, 0.01), ({"max_macs": 9}, None), ({"max_drop": 0.02}, 0.02)])
 def test_without_a_limit_a_hundredth_of_accuracy_may_go(limits, drop):
-    assert workflow._settle({"limits": limits}).drop == drop
+    assert settle_compression({"limits": limits}).drop == drop
 
 
 def test_the_front_scores_several_sizes_of_one_path(made):

@@ -18,10 +18,10 @@ from bayesarch.nets.coupling import cut_units as cut_units
 from bayesarch.nets.coupling import held_inputs as held_inputs
 from bayesarch.nets.coupling import mask_units as mask_units
 from bayesarch.nets.coupling import pick_inputs as pick_inputs
-from bayesarch.nets.coupling import units_of as units_of
 from bayesarch.nets.drop import PathDrop as PathDrop
 from bayesarch.nets.families import SKELETONS as SKELETONS
 from bayesarch.nets.families import Skeleton as Skeleton
+from bayesarch.nets.following import units_of as units_of
 from bayesarch.nets.gated import GatedSupernet as GatedSupernet
 from bayesarch.nets.gated import close_space as close_space
 from bayesarch.nets.gated import kept_by as kept_by

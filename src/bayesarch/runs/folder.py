@@ -24,6 +24,7 @@ import io
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import yaml
 
 from bayesarch.errors import RunError
 
-__all__ = ["FORMAT", "RunFolder", "write_arrays", "write_atomically"]
+__all__ = ["FORMAT", "RunFolder", "free_path", "now", "write_arrays", "write_atomically"]
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another one is refused, not guessed at."""
@@ -227,3 +228,17 @@ class RunFolder:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             raise RunError(explain(self.path / "log.txt", error)) from None
+
+
+def now() -> str:
+    """Return date and time as log.txt has them."""
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def free_path(stem: str | Path) -> Path:
+    """Return `stem`, with a number behind it if that is taken."""
+    candidate, number = Path(stem), 1
+    while candidate.exists():
+        number += 1
+        candidate = Path(f"{stem}-{number}")
+    return candidate

@@ -20,7 +20,7 @@ class CompressionProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from bayesarch.workflows.compress import CompressionListener  # loads torch
+        from bayesarch.workflows.compression import CompressionListener  # loads torch
 
         self.quiet, self.path = quiet, ""
         self._status = Status("starting", console=Console(file=sys.stderr))

@@ -26,7 +26,7 @@ from bayesarch.methods import METHODS
 from bayesarch.spaces import SPACES, Space
 from bayesarch.workflows.limits import LimitsConfig
 
-__all__ = ["Settings", "merge", "overrides", "read_config", "settle"]
+__all__ = ["Settings", "checked_seed", "merge", "overrides", "read_config", "settle"]
 
 SECTIONS = ("seed", "repeats", "device", "space", "method", "data", "engine", "limits")
 FEW_EXAMPLES = 10_000
@@ -140,9 +140,7 @@ def settle(record: Mapping[str, Any], *, space: Space | None = None, method: Met
         ConfigError: listing every wrong field by dotted path.
     """
     faults = [f"{key}: unknown section, {nearest(str(key), SECTIONS)}" for key in record if key not in SECTIONS]
-    seed, device = record.get("seed", 0), record.get("device", "auto")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+    seed, device = checked_seed(record, faults), record.get("device", "auto")
     repeats = record.get("repeats", 1)
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
         faults.append(f"repeats: must be a whole number >= 1 (got {repeats!r})")
@@ -196,3 +194,12 @@ def small_data_sizes(settings: Settings, n_examples: int, given: Mapping[str, An
     if n_examples >= FEW_EXAMPLES or not few:
         return settings
     return replace(settings, sizes=settings.sizes.model_copy(update=few))
+
+
+def checked_seed(record: Mapping[str, Any], faults: list[str]) -> int:
+    """Return the seed of settings, 0 if none is given; what is wrong with it is added to `faults`."""
+    seed = record.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+        return 0
+    return seed

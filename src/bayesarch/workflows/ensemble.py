@@ -37,7 +37,7 @@ from bayesarch.ensembles import (
 from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.functional.uncertainty import softmax
 from bayesarch.nets import architecture_cost, tidy_sizes
-from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import NB201, Architecture
 from bayesarch.workflows.config import merge, overrides, read_config
 from bayesarch.workflows.ensemble_base import BaseSearch, refuse_no_search
@@ -158,7 +158,7 @@ def _go(
     """Train what is missing, choose, calibrate, evaluate; from where the folder stands."""
     stop, started = threading.Event(), time.time()
     folder.write_status(state="running", stage="ensemble", pid=os.getpid())
-    folder.log([f"{_now()} ensemble: {settings.ensemble.candidates}"])
+    folder.log([f"{now()} ensemble: {settings.ensemble.candidates}"])
     listener.on_start(str(folder.path))
     try:
         with stop_on_signal(stop):
@@ -169,14 +169,14 @@ def _go(
         evaluate(folder.path)
     except Interrupted:
         folder.write_status(state="interrupted", stage="ensemble")
-        folder.log([f"{_now()} interrupted; bayesarch resume {folder.path}"])
+        folder.log([f"{now()} interrupted; bayesarch resume {folder.path}"])
         raise
     except BayesarchError as error:
         folder.write_status(state="failed", stage="ensemble", error=str(error))
-        folder.log([f"{_now()} failed: {error}"])
+        folder.log([f"{now()} failed: {error}"])
         raise
     folder.write_status(state="finished", stage="done")
-    folder.log([f"{_now()} finished"])
+    folder.log([f"{now()} finished"])
     return open_run(folder.path)
 
 
@@ -261,7 +261,7 @@ class _Work:
             )
         ]  # fmt: skip
         for paths in chosen:
-            self.folder.log([f"{_now()} {len(paths)} members of one architecture train as one"])
+            self.folder.log([f"{now()} {len(paths)} members of one architecture train as one"])
         return chosen
 
     def choose(self, *, seconds: float) -> None:
@@ -399,13 +399,4 @@ class _Work:
 
 def _free_name(base: Run, settings: EnsembleSettings) -> Path:
     """Return <run>-<source>, with a number behind it if that is taken."""
-    stem = Path(f"{base.path}-{settings.ensemble.candidates}")
-    candidate, number = stem, 1
-    while candidate.exists():
-        number += 1
-        candidate = stem.with_name(f"{stem.name}-{number}")
-    return candidate
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
+    return free_path(f"{base.path}-{settings.ensemble.candidates}")

@@ -11,6 +11,7 @@ from bayesarch.data import DataConfig
 from bayesarch.engine import TrainConfig
 from bayesarch.ensembles import SOURCES, Scaling, Selection
 from bayesarch.errors import nearest
+from bayesarch.workflows.config import checked_seed
 
 __all__ = ["RECIPE", "SECTIONS", "EnsembleConfig", "EnsembleSettings", "settle_ensemble"]
 
@@ -82,9 +83,7 @@ def settle_ensemble(record: Mapping[str, Any]) -> EnsembleSettings:
         ConfigError: listing every wrong field by dotted path.
     """
     faults = [f"{key}: unknown section, {nearest(str(key), SECTIONS)}" for key in record if key not in SECTIONS]
-    seed = record.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+    seed = checked_seed(record, faults)
     config = check(EnsembleConfig, record.get("ensemble") or {}, path="ensemble", faults=faults)
     if config is not None and config.candidates not in SOURCES:
         faults.append(f"ensemble.candidates: no source {config.candidates!r}, {nearest(config.candidates, SOURCES)}")
@@ -94,4 +93,4 @@ def settle_ensemble(record: Mapping[str, Any]) -> EnsembleSettings:
     assert config is not None
     assert data is not None
     assert train is not None
-    return EnsembleSettings(int(seed), str(record.get("device", "auto")), config, data, train, dict(record["space"]))
+    return EnsembleSettings(seed, str(record.get("device", "auto")), config, data, train, dict(record["space"]))

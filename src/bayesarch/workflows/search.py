@@ -18,7 +18,7 @@ from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.methods import METHODS
 from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
-from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import Space
 from bayesarch.workflows.compress import CompressionListener, continue_compression
 from bayesarch.workflows.config import Settings
@@ -226,7 +226,7 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
     if not fresh and engine.checkpoint.exists():
         engine.restore()
     folder.keep_metrics(engine.place.records)
-    folder.log([f"{_now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
+    folder.log([f"{now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
     folder.write_status(state="running", stage=engine.place.stage, epoch=0, pid=os.getpid())
     listener.on_start(engine)
     try:
@@ -235,12 +235,12 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
         _finish(job, engine, folder, seconds=time.time() - started)
     except Interrupted:
         folder.write_status(state="interrupted", stage=engine.place.stage, steps=engine.place.steps)
-        folder.log([f"{_now()} interrupted at step {engine.place.steps}; bayesarch resume {folder.path}"])
+        folder.log([f"{now()} interrupted at step {engine.place.steps}; bayesarch resume {folder.path}"])
         raise
     except BayesarchError as error:
         with contextlib.suppress(RunError):
             folder.write_status(state="failed", stage=engine.place.stage, error=str(error))
-            folder.log([f"{_now()} failed: {error}"])
+            folder.log([f"{now()} failed: {error}"])
         raise
     return Run(folder, job.settings.space)
 
@@ -269,7 +269,7 @@ def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> N
     folder.write_json("summary.json", summary)
     write_report(folder)
     folder.write_status(state="finished", stage="done", steps=engine.place.steps)
-    folder.log([f"{_now()} finished: {arch}"])
+    folder.log([f"{now()} finished: {arch}"])
 
 
 def final_score(job: Job, net: Any) -> Score:
@@ -283,11 +283,7 @@ def _free_name(job: Job, data: Any) -> Path:
     settings = job.settings
     source = Path(settings.data.source).stem if isinstance(data, str | os.PathLike | None) else "arrays"
     stem = f"{source}-{settings.space.name}-{settings.method.name}-s{settings.seed}"
-    candidate, number = Path("runs") / stem, 1
-    while candidate.exists():
-        number += 1
-        candidate = Path("runs") / f"{stem}-{number}"
-    return candidate
+    return free_path(Path("runs") / stem)
 
 
 def _refuse_if_running(run: Run) -> None:
@@ -315,7 +311,3 @@ def _check_writable(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise RunError(f"cannot write {path}: {parent} is no folder one can write to; choose another --out")
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")

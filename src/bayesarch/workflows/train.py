@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,10 @@ from bayesarch.engine import Interrupted, Observer, Together, TrainConfig, Train
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams
 from bayesarch.nets import architecture_cost, build
-from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import Architecture, Space
 from bayesarch.spaces.architecture import is_notation
-from bayesarch.workflows.config import merge, overrides, read_config
+from bayesarch.workflows.config import checked_seed, merge, overrides, read_config
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.job import data_record
 from bayesarch.workflows.run import Run, open_run
@@ -217,9 +216,7 @@ def _settle(record: Mapping[str, Any], arch: Architecture, inherit: str | None) 
         ConfigError: listing every wrong field by dotted path.
     """
     faults = [f"{key}: unknown section, {nearest(str(key), SECTIONS)}" for key in record if key not in SECTIONS]
-    seed = record.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        faults.append(f"seed: must be a whole number >= 0 (got {seed!r})")
+    seed = checked_seed(record, faults)
     sections = {key: dict(record.get(key) or {}) for key in ("space", "data", "train")}
     name = sections["space"].pop("name", arch.space.name)
     if name != arch.space.name:
@@ -231,7 +228,7 @@ def _settle(record: Mapping[str, Any], arch: Architecture, inherit: str | None) 
     assert sizes is not None
     assert data is not None
     assert config is not None
-    return _Settings(int(seed), str(record.get("device", "auto")), arch, inherit, sizes, data, config)
+    return _Settings(seed, str(record.get("device", "auto")), arch, inherit, sizes, data, config)
 
 
 class _Job:
@@ -307,13 +304,13 @@ def _go(work: Sequence[tuple[_Job, RunFolder]], listener: TrainingListener, *, f
     except Interrupted:
         for (_, folder), trainer in zip(work, trainers, strict=True):
             folder.write_status(state="interrupted", stage="training", epoch=trainer.place.epoch)
-            folder.log([f"{_now()} interrupted in epoch {trainer.place.epoch + 1}; bayesarch resume {folder.path}"])
+            folder.log([f"{now()} interrupted in epoch {trainer.place.epoch + 1}; bayesarch resume {folder.path}"])
         raise
     except BayesarchError as error:
         for _, folder in work:
             with contextlib.suppress(RunError):
                 folder.write_status(state="failed", stage="training", error=str(error))
-                folder.log([f"{_now()} failed: {error}"])
+                folder.log([f"{now()} failed: {error}"])
         raise
     return [Run(folder, job.settings.arch.space) for job, folder in work]
 
@@ -330,7 +327,7 @@ def _placed(job: _Job, folder: RunFolder, listener: TrainingListener, stop: thre
     if not fresh and trainer.checkpoint.exists():
         trainer.restore()
     folder.keep_metrics(trainer.place.epoch)
-    folder.log([f"{_now()} {'train' if fresh else 'resume'} at epoch {trainer.place.epoch}"])
+    folder.log([f"{now()} {'train' if fresh else 'resume'} at epoch {trainer.place.epoch}"])
     folder.write_status(state="running", stage="training", epoch=trainer.place.epoch, pid=os.getpid())
     return trainer
 
@@ -361,18 +358,10 @@ def _finish(job: _Job, trainer: Trainer, folder: RunFolder) -> None:
         },
     )
     folder.write_status(state="finished", stage="done", epoch=trainer.place.epoch)
-    folder.log([f"{_now()} finished: {test.accuracy:.4f} on the test split"])
+    folder.log([f"{now()} finished: {test.accuracy:.4f} on the test split"])
 
 
 def _free_name(settings: _Settings) -> Path:
     """Return runs/<source>-<digest>-train-s<seed>, with a number behind it if that is taken."""
     stem = f"{Path(settings.data.source).stem}-{settings.arch.digest}-train-s{settings.seed}"
-    candidate, number = Path("runs") / stem, 1
-    while candidate.exists():
-        number += 1
-        candidate = Path("runs") / f"{stem}-{number}"
-    return candidate
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
+    return free_path(Path("runs") / stem)
