@@ -14,7 +14,7 @@ from bayesarch.spaces import NO_LIMITS, SPACES
 
 def make_engine(  # noqa: PLR0913 - a test names what it needs
     folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
-    settings=None, limits=NO_LIMITS, **engine
+    settings=None, limits=NO_LIMITS, world=None, **engine
 ) -> Engine:  # fmt: skip
     """Return an engine at its beginning."""
     data_config, device = DataConfig(source=source, limit=limit), torch.device("cpu")
@@ -41,6 +41,7 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
         streams=streams,
         checkpoint=folder / "last.safetensors",
         observer=observer or Observer(),
+        world=world,
     )
 
 

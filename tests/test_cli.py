@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import bayesarch as ba
+from bayesarch.cli import main
 
 
 def run(*arguments, check=None):
@@ -160,7 +161,7 @@ def bad_inputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path):
+def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path, monkeypatch, capsys):
     import torch
 
     cases = list(bad_inputs(tmp_path))
@@ -172,13 +173,24 @@ def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path):
     cases.append((["resume", broken], ["last.safetensors is damaged", "delete it"]))
     if not torch.cuda.is_available():
         cases.append((["search", "--out", tmp_path / "run", "--device", "cuda"], ["--device cuda", "--device cpu"]))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     for arguments, words in cases:
-        done = run(*arguments, check=2)
-        lines = done.stderr.strip().splitlines()
-        assert len(lines) == 1, done.stderr
+        monkeypatch.setattr("sys.argv", ["bayesarch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert all(word in lines[0] for word in words), lines[0]
         assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_name_leaves_the_process_with_its_line_and_code(tmp_path):
+    done = run("search", "--out", tmp_path / "run", "--method", "bpnass", check=2)
+    assert done.stderr.startswith("error: ")
+    assert "did you mean 'bpnas'" in done.stderr
+    assert done.stdout == ""
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):

@@ -27,10 +27,14 @@ def main() -> None:
 
     from bayesarch.errors import BayesarchError
 
+    if _follows():
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends; the first one prints
     try:
+        _refuse_many(sys.argv[1:])
         app()
     except BayesarchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        who = f"process {os.environ['RANK']}: " if _follows() else ""
+        print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -122,7 +126,7 @@ def search(
     from bayesarch.terminal import Progress
     from bayesarch.workflows.search import search as run_search
 
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json or _follows()) as progress:
         run = _interruptible(
             lambda: run_search(
                 data, out=out, parallel=parallel, benchmark=benchmark, listener=progress.listener, **asked
@@ -327,7 +331,7 @@ def resume(
     opened = open_run(run)
     kind: Any = TrainingProgress if opened.is_training else EnsembleProgress if opened.is_ensemble else Progress
     kind = CompressionProgress if opened.is_compression else kind
-    with kind(quiet=as_json) as progress:
+    with kind(quiet=as_json or _follows()) as progress:
         done = _interruptible(
             lambda: run_resume(run, device=device, parallel=parallel, listener=progress.listener), progress
         )
@@ -480,6 +484,27 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _follows() -> bool:
+    """Return whether torchrun started this process beside a first one, which alone prints."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def _refuse_many(arguments: list[str]) -> None:
+    """Refuse commands that several processes would each do in full, into one folder.
+
+    Raises:
+        ConfigError: saying what can be shared.
+    """
+    from bayesarch.errors import ConfigError
+
+    shared = ("search", "resume", "--help")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not any(word in arguments[:1] for word in shared):
+        raise ConfigError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, and only `search` and `resume` of a search are "
+            f"shared by several; run {' '.join(arguments[:1]) or 'this'} without torchrun"
+        )
+
+
 def _interruptible(work: Any, progress: Any) -> Any:
     """Return what `work` returns; where it was interrupted, say how to resume and leave with the shell's code."""
     from bayesarch.engine import Interrupted
@@ -489,10 +514,8 @@ def _interruptible(work: Any, progress: Any) -> Any:
     except Interrupted:
         progress.stop()
         again = getattr(progress, "again", f"bayesarch resume {progress.path}")
-        print(
-            f"interrupted; the place is saved. Continue with: {again}",
-            file=sys.stderr,
-        )
+        if not _follows():
+            print(f"interrupted; the place is saved. Continue with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

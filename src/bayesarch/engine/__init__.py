@@ -12,6 +12,7 @@ from bayesarch.engine.curvature import Curvature as Curvature
 from bayesarch.engine.curvature import gate_curvature as gate_curvature
 from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
+from bayesarch.engine.joint import World as World
 from bayesarch.engine.loop import Engine as Engine
 from bayesarch.engine.method import Clock as Clock
 from bayesarch.engine.method import Info as Info
@@ -66,6 +67,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Weights",
+    "World",
     "autocast",
     "batch_loss",
     "batch_statistics",

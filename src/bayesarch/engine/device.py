@@ -1,6 +1,7 @@
 """Devices and precision, checked before anything starts."""
 
 import contextlib
+import os
 from typing import Literal
 
 import torch
@@ -19,6 +20,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         DeviceError: if it is not there.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: one card per process
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

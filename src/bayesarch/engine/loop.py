@@ -23,6 +23,7 @@ from torch import Tensor
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.engine.device import autocast
+from bayesarch.engine.joint import World
 from bayesarch.engine.method import Clock, Method, found_by, partial_of
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
@@ -49,9 +50,10 @@ class Engine:
         streams: the run's random streams.
         checkpoint: file that the place is saved to.
         observer: who is told.
+        world: the processes that work on this search; None: this one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a search has this many parts
         self,
         *,
         method: Method[Any],
@@ -62,15 +64,17 @@ class Engine:
         streams: Streams,
         checkpoint: Path,
         observer: Observer | None = None,
+        world: World | None = None,
     ) -> None:
         self.method, self.net, self.state, self.data = method, net, state, data
         self.config, self.streams, self.checkpoint = config, streams, checkpoint
-        self.observer = observer or Observer()
+        self.observer, self.world = observer or Observer(), world or World()
         self.device = streams.device
         self.place = Place()
         if partial_of(state) != net.partial:
             net.resize(partial_of(state), generator=streams["init/resize"])
         net.prune(state.live)
+        self.world.share(net)
         self.weights = Weights(
             net,
             momentum=config.momentum,
@@ -135,7 +139,7 @@ class Engine:
             if place.step % CHECK_EVERY == 0 or place.step == self.round_steps:
                 self._check()
             self.observer.on_step(place)
-            if self.observer.should_stop():
+            if self.world.told(self.observer.should_stop()):
                 self._check()
                 self.save()
                 raise Interrupted
@@ -151,6 +155,7 @@ class Engine:
         if changed and self.config.recalibrate:
             recalibrate(self.net, self._gates(), self.data["weights"], batch_size=self.config.batch_size)
         self._account()
+        self._check_same()
         means = {name: float(value) / self.round_steps for name, value in place.sums.items()}
         place.rounds, place.step, place.sums = place.rounds + 1, 0, {}
         selection = self.selection(limit=self.config.score_batches)
@@ -181,7 +186,7 @@ class Engine:
         Raises:
             Interrupted: when asked to stop; the place is saved.
         """
-        self.state, stop = state, self.observer.should_stop()
+        self.state, stop = state, self.world.told(self.observer.should_stop())
         self._tick()
         if stop or time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
             over, self.place.over = self.place.over, False  # the round is not finished and will be come back to
@@ -229,10 +234,17 @@ class Engine:
         self.net.images_seen = self.net.macs_spent = 0
 
     def _tick(self) -> None:
-        """Add the time since the last tick to the place."""
+        """Add the time since the last tick to the place, by the first process's clock."""
         now = time.monotonic()
-        self.place.seconds += now - self._ticked
+        self.place.seconds += self.world.told(now - self._ticked)
         self._ticked = now
+
+    def _check_same(self) -> None:
+        """Make sure that all processes hold the same beliefs and weights; one round apart they can only be equal."""
+        if self.world.size > 1:
+            weights = torch.stack([p.detach().double().sum() for p in self.net.parameters()])
+            held = {**pack(self.state)[0], "weights": weights}
+            self.world.check_same(f"{self.place.stage} round {self.place.rounds + 1}", held)
 
     def _capped(self) -> bool:
         return self._stage_steps() >= self.config.epochs * self.steps_per_epoch
@@ -318,8 +330,10 @@ class Engine:
         return result
 
     def save(self) -> None:
-        """Write the place to the checkpoint file, whole or not at all."""
+        """Write the place to the checkpoint file, whole or not at all; the first process does."""
         self._account()
+        if not self.world.leads:
+            return
         beliefs, values = pack(self.state)
         tensors: dict[str, Tensor] = {f"beliefs/{k}": v for k, v in beliefs.items()}
         tensors |= {f"net/{k}": v for k, v in self.net.state_dict().items()}

@@ -20,7 +20,7 @@ from bayesarch.data import (
     split,
     splits_on,
 )
-from bayesarch.engine import Engine, Method, Observer, Setting, resolve_device
+from bayesarch.engine import Engine, Method, Observer, Setting, World, resolve_device
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
@@ -49,6 +49,8 @@ class Job:
     splits: dict[str, Split] = field(repr=False)
     limits: Limits = field(repr=False)
     budgets: dict[str, float] = field(default_factory=dict)
+    world: World = field(default_factory=World)
+    """The processes that work on it."""
 
     def setting(self, net: Supernet) -> Setting:
         """Return what the method may know of the task."""
@@ -86,6 +88,7 @@ class Job:
             streams=streams,
             checkpoint=folder.path / "checkpoints" / "last.safetensors",
             observer=observer,
+            world=self.world,
         )
 
     def plan(self) -> Plan:
@@ -161,6 +164,12 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     settings = small_data_sizes(settings, n_training, given)
     settings = _closed(settings, examples)
     splits = splits_on(examples, partition, SEARCH_SPLITS, config=settings.data, device=on)
+    world = World.join(on)
+    if world.size > 1 and settings.repeats > 1:
+        raise ConfigError(
+            f"repeats={settings.repeats} are processes of their own: start them without torchrun, "
+            "--parallel says how many at a time"
+        )
     limits = settle_limits(
         settings.limits,
         settings.space,
@@ -176,7 +185,8 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
         input_shape=examples.input_shape,
         classes=len(examples.classes),
     )
-    return Job(settings, examples, partition, on, splits, limits, budgets)
+    # a latency is measured, and would be another on each process
+    return Job(settings, examples, partition, on, splits, world.told(limits), budgets, world)
 
 
 def _closed(settings: Settings, examples: Examples) -> Settings:

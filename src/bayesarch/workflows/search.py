@@ -13,7 +13,7 @@ import safetensors.torch
 
 from bayesarch.benchmarks import read_table
 from bayesarch.data import Examples, splits_on
-from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, found_by, score
+from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, World, found_by, score
 from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.methods import METHODS
 from bayesarch.nets import latency_ms
@@ -111,7 +111,9 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     )
     if benchmark is not None:
         read_table(benchmark)  # a wrong path is said now, not after hours
-    target = Path(out) if out is not None else _free_name(job, data)
+    target = job.world.told(Path(out) if out is not None else _free_name(job, data))
+    if not job.world.leads:
+        return _follow(job, RunFolder(target), fresh=True)
     _check_writable(target)
     listener.on_plan(job.plan(), job.settings)
     folder = RunFolder.create(target)
@@ -157,7 +159,10 @@ def resume(
     run = open_run(path, space=space)
     if run.status.get("state") == "finished":
         return run
-    _refuse_if_running(run)
+    if World.size_here() > 1 and not run.is_search:
+        raise RunError(f"only searches are shared by processes; resume {path} without torchrun")
+    if World.rank_here() == 0:  # the others come to a run that the first one may have taken up already
+        _refuse_if_running(run)
     if run.is_training:
         tell = listener if isinstance(listener, TrainingListener) else None
         return continue_training(run, data=data if isinstance(data, Examples) else None, device=device, listener=tell)
@@ -169,6 +174,8 @@ def resume(
         return continue_ensemble(run, parallel=parallel, device=device, listener=told)
     heard = listener if isinstance(listener, Listener) else Listener()
     job = prepare(data, space=space, method=method, device=device, config=run.folder.read_config())
+    if not job.world.leads:
+        return _follow(job, run.folder, fresh=False)
     single = job.settings.repeats == 1
     if single and run.folder.has("data.json") and run.data["fingerprint"] != job.data_record()["fingerprint"]:
         raise RunError(
@@ -233,6 +240,7 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
         with stop_on_signal(stop):
             engine.run()
         _finish(job, engine, folder, seconds=time.time() - started)
+        job.world.told("written")
     except Interrupted:
         folder.write_status(state="interrupted", stage=engine.place.stage, steps=engine.place.steps)
         folder.log([f"{now()} interrupted at step {engine.place.steps}; bayesarch resume {folder.path}"])
@@ -242,6 +250,18 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
             folder.write_status(state="failed", stage=engine.place.stage, error=str(error))
             folder.log([f"{now()} failed: {error}"])
         raise
+    return Run(folder, job.settings.space)
+
+
+def _follow(job: Job, folder: RunFolder, *, fresh: bool) -> Run:
+    """Do this process's part of a search whose folder another one writes."""
+    engine = job.engine(folder, Observer())
+    if not fresh and engine.checkpoint.exists():
+        engine.restore()
+    with stop_on_signal(threading.Event()):  # which of us stops, and when, is the first one's word
+        engine.run()
+    engine.selection()  # everybody takes a part of the last score
+    job.world.told("written")
     return Run(folder, job.settings.space)
 
 
