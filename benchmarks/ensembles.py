@@ -30,7 +30,7 @@ TASKS = {
     "mnist": {
         "data": str(SHARED / "mnist.npz"),
         "limit": 10_000,
-        "set": {"space.channels": 8, "engine.epochs": 20},
+        "set": {"space.channels": 8, "space.cells": 1, "engine.epochs": 20},
         "restart": 8,
         "shared": 12,
     },
