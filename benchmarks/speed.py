@@ -1,0 +1,353 @@
+"""How fast is a search step, against the published way of computing it?
+
+    python benchmarks/speed.py                 every row; about 25 minutes on two idle cores
+    python benchmarks/speed.py --short         small networks, one round: that the rows can be measured, not how fast
+    python benchmarks/speed.py --row nb201     one row; the others stay as they are in the record
+
+Ours and the published step (`published.py`) take turns in one process: A B A B, medians, the median of the ratios round
+by round. Both start from the same weights, and their losses are compared before anything is timed. Peak memory is of a
+process of its own for each, above what Python, torch and one small convolution take. Nothing else should run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+
+OUT = Path(__file__).parent / "results" / "speed.json"
+NETS: dict[str, dict[str, Any]] = {
+    "nb201": {"space": "nb201", "sizes": {"channels": 16, "cells": 5}, "batch": 64, "rounds": 5},
+    "darts": {"space": "darts", "sizes": {"channels": 16, "layers": 8}, "batch": 64, "rounds": 3},
+    "bayesnas-cell": {"space": "bayesnas-cell", "sizes": {"channels": 36, "layers": 8}, "batch": 18, "rounds": 3},
+}
+SHORT: dict[str, dict[str, Any]] = {
+    "nb201": {"space": "nb201", "sizes": {"channels": 4, "cells": 1}, "batch": 8, "rounds": 1},
+    "darts": {"space": "darts", "sizes": {"channels": 4, "layers": 3}, "batch": 8, "rounds": 1},
+    "bayesnas-cell": {"space": "bayesnas-cell", "sizes": {"channels": 4, "layers": 3}, "batch": 8, "rounds": 1},
+}
+PUBLISHED_CURVATURE = 2900.0
+"""Seconds of BayesNAS's released curvature update for a batch of 18, extrapolated: shared/specs/speed.md, section 3."""
+
+
+def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int, base: str) -> dict[str, dict[str, float]]:
+    """Return median seconds of each work, and the median over rounds of how many times faster than `base` it is."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - began)
+    return {
+        name: {
+            "seconds": statistics.median(mine),
+            "least": min(mine),
+            "ratio": statistics.median(b / a for a, b in zip(mine, times[base], strict=True)),
+        }
+        for name, mine in times.items()
+    }
+
+
+class Case:
+    """One supernet with data of CIFAR's shape."""
+
+    def __init__(self, given: Mapping[str, Any], side: int = 32, classes: int = 10) -> None:
+        import torch
+
+        from bayesarch.data import Batch
+        from bayesarch.nets import Supernet
+        from bayesarch.spaces import SPACES
+
+        generator = torch.Generator().manual_seed(0)
+        self.space, self.batch = SPACES[given["space"]], given["batch"]
+        self.net = Supernet(
+            self.space, input_shape=(3, side, side), classes=classes, sizes=given["sizes"], generator=generator
+        ).to(memory_format=torch.channels_last)
+        self.data = [
+            (torch.randn(self.batch, 3, side, side, generator=generator), torch.randint(classes, (self.batch,)))
+            for _ in range(2)
+        ]
+        last = [x.contiguous(memory_format=torch.channels_last) for x, _ in self.data]
+        self.batches = {
+            name: Batch(x, y, None)
+            for name, x, (_, y) in zip(("architecture", "weights"), last, self.data, strict=True)
+        }
+        self.rows = [list(self.space.columns(i)) for i in range(len(self.space.choices))]
+
+    def ours(self, method: str = "darts", settings: Mapping[str, Any] | None = None) -> Callable[[], None]:
+        """Return a step of one of our methods, the weight step included."""
+        import torch
+
+        from bayesarch.engine import Clock, Setting, Weights
+        from bayesarch.functional import Streams
+        from bayesarch.methods import METHODS
+
+        entry, streams = METHODS[method], Streams(0)
+        made = entry.make(self.space, entry.config(**(settings or {})))
+        n = dict.fromkeys(("weights", "architecture", "selection"), 5000)
+        setting = Setting(self.net.n_copies, n, self.batch, 5000 // self.batch, torch.device("cpu"))
+        beliefs = [made.init(setting, streams=streams)]
+        weights = Weights(self.net, momentum=0.9, weight_decay=3e-4, nesterov=False, clip=5.0)
+        clock = Clock(10**6, 10**6, 100, 5000 // self.batch, 0.025, lambda g: weights.preview(g, 0.025))
+        self.net.train()
+
+        def step() -> None:
+            weights.zero()
+            beliefs[0], _ = made.step(beliefs[0], self.net, self.batches, streams=streams, clock=clock)
+            weights.step(0.025)
+
+        return step
+
+    def published(self) -> Callable[[], None]:
+        """Return the published step on a network with the same weights, whose loss has been compared with ours."""
+        import torch
+        from published import PublishedNet, published_step
+        from torch.nn import functional as F
+
+        theirs = PublishedNet(self.net)
+        gates = torch.cat([torch.full((len(row),), 1 / len(row)) for row in self.rows])
+        with torch.no_grad():
+            a = F.cross_entropy(theirs(self.data[0][0], gates), self.data[0][1])
+            b = F.cross_entropy(self.net(self.batches["architecture"].images, gates.view(1, 1, -1)), self.data[0][1])
+        if not torch.isclose(a, b, rtol=1e-3):
+            raise AssertionError(f"the networks differ: loss {float(a)} the published way, {float(b)} ours")
+        return published_step(theirs, self.rows, (self.data[0], self.data[1]))
+
+
+def peak_of(which: str, name: str, given: Mapping[str, Any]) -> float:
+    """Return the peak of resident memory of two steps in a process of its own, MiB."""
+    command = [sys.executable, __file__, "--peak", which, "--given", json.dumps(dict(given)), "--row", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(which: str, given: Mapping[str, Any]) -> None:
+    """Print by how much this process's resident memory grows with two steps, MiB."""
+    import torch
+
+    def kib(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+    torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))
+    before = kib("VmRSS")
+    case = Case(given)
+    step = case.ours() if which == "ours" else case.published()
+    if which == "published":
+        del case.net
+    step()
+    step()
+    print((kib("VmHWM") - before) / 1024)
+
+
+def step_row(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ours against the published step, in time and memory."""
+    case = Case(given)
+    found = in_turn({"published": case.published(), "ours": case.ours()}, given["rounds"], "published")
+    memory = {which: peak_of(which, name, given) for which in ("published", "ours")}
+    return {"given": dict(given), "steps": found, "peak_mib": memory, "batch": given["batch"]}
+
+
+def pruned_row(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the step when options have been removed, against the published step with all of them."""
+    import random
+
+    works: dict[str, Callable[[], None]] = {}
+    first = Case(given)
+    works["published, all"] = first.published()
+    works["all"] = first.ours()
+    rng = random.Random(0)
+    order = [rng.sample(row, len(row)) for row in first.rows]
+    for kept in (3, 2, 1):
+        case = Case(given)
+        live = first.net.live.clone()
+        for mine in order:
+            live[mine[kept:]] = False
+        case.net.prune(live)
+        works[f"{kept} an edge"] = _of_live(case)
+    return {"given": dict(given), "steps": in_turn(works, given["rounds"], "published, all")}
+
+
+def _of_live(case: Case) -> Callable[[], None]:
+    """Return a bilevel step of a pruned network at equal weights of what is left."""
+    import torch
+
+    from bayesarch.engine import Weights
+    from bayesarch.methods.bilevel import AlphaConfig, bilevel_step, fresh_logits
+
+    weights = Weights(case.net, momentum=0.9, weight_decay=3e-4, nesterov=False, clip=5.0)
+    live = case.net.live.float()
+    logits = fresh_logits(len(live), generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+
+    def step() -> None:
+        weights.zero()
+        bilevel_step(
+            logits,
+            lambda a: torch.sigmoid(a) * live,
+            case.net,
+            case.batches,
+            config=AlphaConfig(),
+            lr=3e-4,
+            moving=True,
+        )
+        weights.step(0.025)
+
+    return step
+
+
+def curvature_row(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return BayesNAS's curvature update of one batch, exact and Monte-Carlo, against one gradient in the gates."""
+    import torch
+    from torch.nn import functional as F
+
+    from bayesarch.engine import gate_curvature
+
+    case = Case(given)
+    x, y = case.batches["architecture"].images, case.batches["architecture"].labels
+    gates = torch.ones(1, 1, case.space.n_options)
+
+    class OneBatch:
+        def in_order(self, batch_size: int, limit: int | None = None) -> Any:
+            yield case.batches["architecture"]
+
+    def gradient() -> None:
+        leaf = gates.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(case.net(x, leaf), y), leaf)
+
+    def curvature(mode: Any) -> Callable[[], Any]:
+        generator = torch.Generator().manual_seed(0)
+        return lambda: gate_curvature(
+            case.net,
+            gates,
+            OneBatch(),
+            mode=mode,
+            batch_size=given["batch"],
+            generator=generator,  # type: ignore[arg-type]
+        )
+
+    works = {"one gradient": gradient, "exact": curvature("exact"), "mc": curvature("mc"), "step": case.ours()}
+    found = in_turn(works, given["rounds"], "one gradient")
+    for mode in ("exact", "mc"):
+        found[mode]["against_published_extrapolated"] = PUBLISHED_CURVATURE / found[mode]["seconds"]
+    return {"given": dict(given), "steps": found}
+
+
+def augmentation_row(n: int, rounds: int) -> dict[str, Any]:
+    """Return crop, flip, cutout and scaling of batches of 128, against PIL image by image."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from bayesarch.data import DataConfig, Feeder
+    from bayesarch.data.pipeline import MemorySplit
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n)
+    mean, std = np.full(3, 120.0), np.full(3, 60.0)
+    split = MemorySplit(
+        images, labels, config=DataConfig(crop=4, flip=True, cutout=16), mean=mean, std=std, device=torch.device("cpu")
+    )
+    streams = [torch.Generator().manual_seed(i) for i in range(2)]
+    feeder = Feeder(split, 128, order=streams[0], augment=streams[1])
+
+    def one(array: np.ndarray) -> torch.Tensor:
+        padded = Image.new("RGB", (40, 40))
+        padded.paste(Image.fromarray(array), (4, 4))
+        left, top = rng.integers(0, 9, 2)
+        image = padded.crop((left, top, left + 32, top + 32))
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+        tensor = (tensor - 120.0) / 60.0
+        y, x = rng.integers(0, 32, 2)
+        tensor[:, max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0.0
+        return tensor
+
+    def by_image() -> None:
+        for start in range(0, n, 128):
+            torch.stack([one(array) for array in images[start : start + 128]])
+
+    def ours() -> None:
+        for _ in range(n // 128):
+            feeder.next()
+
+    found = in_turn({"PIL, image by image": by_image, "ours": ours}, rounds, "PIL, image by image")
+    for row in found.values():
+        row["images_per_second"] = n / row["seconds"]
+    return {"images": n, "steps": found}
+
+
+def growth_row(short: bool) -> dict[str, Any]:
+    """Return how the seconds of our step grow: least-squares exponents of one size at a time, nb201."""
+    import numpy as np
+
+    base = {"channels": 8, "cells": 1, "side": 32, "classes": 10, "batch": 32}
+    ranges = {
+        "channels": (8, 16, 32, 64), "cells": (1, 2, 4, 8), "side": (16, 32, 64), "classes": (10, 100, 1000),
+        "batch": (16, 32, 64, 128),
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, values in ranges.items():
+        seconds = []
+        for value in values[:2] if short else values:
+            now = {**base, name: value}
+            sizes = {"channels": now["channels"], "cells": now["cells"]}
+            case = Case(
+                {"space": "nb201", "sizes": sizes, "batch": now["batch"]}, side=now["side"], classes=now["classes"]
+            )
+            row = in_turn({"ours": case.ours()}, 1 if short else 5, "ours")["ours"]
+            seconds.append(row["least"])
+        exponent = float(np.polyfit(np.log(values[: len(seconds)]), np.log(seconds), 1)[0])
+        found[name] = {"values": list(values[: len(seconds)]), "seconds": seconds, "exponent": exponent}
+    return {"base": base, "of": found}
+
+
+def main() -> None:
+    """Measure, and write the record after each row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--row", action="append")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--peak", choices=["ours", "published"], help=argparse.SUPPRESS)
+    parser.add_argument("--given", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print_peak(arguments.peak, json.loads(arguments.given))
+        return
+    import torch
+
+    from bayesarch.workflows.environment import environment
+
+    nets = SHORT if arguments.short else NETS
+    rows: dict[str, Callable[[], dict[str, Any]]] = {
+        **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
+        "pruned": lambda: pruned_row(nets["nb201"]),
+        "curvature": lambda: curvature_row(nets["bayesnas-cell"]),
+        "augmentation": lambda: augmentation_row(256 if arguments.short else 2560, nets["nb201"]["rounds"]),
+        "growth": lambda: growth_row(arguments.short),
+    }
+    known = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else {}
+    for name in arguments.row or rows:
+        known[name] = {**rows[name](), "threads": torch.get_num_threads()}
+        print(name, json.dumps(known[name].get("steps", known[name].get("of"))), flush=True)
+        record = {
+            "command": "python benchmarks/speed.py",
+            "environment": environment(torch.device("cpu")),
+            "rows": known,
+        }
+        part = arguments.out.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        part.replace(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Our supernets are the published ones, computed faster: outputs and all gradients, float64; and rows are measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayesarch.nets import Supernet
+from bayesarch.spaces import SPACES
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import speed
+from published import PublishedNet, published_step
+
+NETS = {
+    "nb201": {"channels": 4, "cells": 1},
+    "darts": {"channels": 3, "layers": 3},
+    "bayesnas-cell": {"channels": 3, "layers": 3},
+}
+
+
+def both(space, generator, side=8):
+    ours = Supernet(SPACES[space], input_shape=(2, side, side), classes=3, sizes=NETS[space], generator=generator)
+    ours = ours.double().to(memory_format=torch.channels_last)
+    return ours, PublishedNet(ours)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("space", NETS)
+def test_outputs_and_all_gradients_equal_the_published_way(space, side, generator):
+    ours, theirs = both(space, generator, side)
+    images = torch.randn(5, 2, side, side, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    gates = torch.randn(ours.space.n_options, generator=generator, dtype=torch.float64).requires_grad_()
+    mine, plain = ours(images, gates.view(1, 1, -1)), theirs(images, gates)
+    torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-10)
+    of_gates = []
+    for net, logits in ((ours, mine), (theirs, plain)):
+        gates.grad = None
+        F.cross_entropy(logits, labels).backward()
+        of_gates.append(gates.grad)
+        assert all(p.grad is not None for p in net.head.parameters())
+    assert float(of_gates[1].abs().max()) > 1e-3
+    torch.testing.assert_close(*of_gates, rtol=1e-7, atol=1e-9)
+    compared = 0
+    for own, other in zip(ours.layers, theirs.layers, strict=True):
+        for g in range(ours.space.n_options) if hasattr(other, "ops") else []:
+            published = list(other.ops[str(g)].parameters()) if str(g) in other.ops else []
+            for a, b in zip(own.option_parameters(g), published, strict=True):
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9)
+                compared += 1
+    assert compared >= 12
+    torch.testing.assert_close(ours.stem[0].weight.grad, theirs.stem[0].weight.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_a_published_step_moves_logits_and_weights(generator):
+    _, theirs = both("nb201", generator)
+    rows = [[0, 1, 2, 3, 4] for _ in range(1)] + [list(range(5 * i, 5 * i + 5)) for i in range(1, 6)]
+    before = [p.detach().clone() for p in theirs.parameters()]
+    batch = (torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    published_step(theirs, rows, (batch, batch))()
+    moved = [not torch.equal(a, b) for a, b in zip(before, theirs.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_ratios_are_medians_round_by_round():
+    clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0, 7.0, 9.0, 9.0, 15.0, 15.0, 16.0])
+    works = {"base": lambda: None, "other": lambda: None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed.time, "perf_counter", lambda: next(clock))
+        found = speed.in_turn(works, 3, "base")
+    assert found["base"] == {"seconds": 4.0, "least": 2.0, "ratio": 1.0}
+    assert found["other"] == {"seconds": 1.0, "least": 1.0, "ratio": 2.0}
+
+
+@pytest.mark.slow
+def test_the_short_form_measures_rows(tmp_path):
+    out = tmp_path / "speed.json"
+    command = [
+        sys.executable,
+        "benchmarks/speed.py",
+        "--short",
+        "--row",
+        "nb201",
+        "--row",
+        "augmentation",
+        "--out",
+        out,
+    ]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, capture_output=True, timeout=240)
+    rows = json.loads(out.read_text())["rows"]
+    assert set(rows) == {"nb201", "augmentation"}
+    assert set(rows["nb201"]["steps"]) == {"published", "ours"}
+    assert all(mib > 0 for mib in rows["nb201"]["peak_mib"].values())
+    assert rows["augmentation"]["steps"]["ours"]["images_per_second"] > 0
