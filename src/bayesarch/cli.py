@@ -90,6 +90,7 @@ def search(
     max_params: Annotated[str | None, typer.Option(help="Most parameters of the found network")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds of it for one image, here")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Be done after so long, with the best so far")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Most memory beside Python and torch, such as 4G")] = None,
     benchmark: Annotated[str | None, typer.Option(help="Table to look the cell up in at the end: nb201=PATH")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings")] = None,
     set_: Annotated[
@@ -99,6 +100,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search an architecture: train a supernet, decide its cell, write a run folder and a report."""
+    from bayesarch.workflows.fitting import fitted, mebibytes
     from bayesarch.workflows.limits import in_full
 
     asked: dict[str, Any] = {
@@ -106,6 +108,7 @@ def search(
         "max_params": in_full(max_params, "--max-params"),
         "max_latency_ms": max_latency_ms,
         "max_minutes": max_minutes,
+        "memory_limit": mebibytes(memory_limit, "--memory-limit"),
         "space": "module" if module is not None and space is None else space,
         "method": "pgnas" if module is not None and method is None else method,
         "seed": seed,
@@ -119,7 +122,7 @@ def search(
         from bayesarch.terminal import plan_line
         from bayesarch.workflows.job import prepare
 
-        job = prepare(data, **asked)
+        job = fitted(prepare(data, **asked))
         plan = job.plan()
         _print_json(plan.to_json()) if as_json else print(plan_line(plan, job.settings))
         return

@@ -14,6 +14,10 @@ from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
 from bayesarch.engine.joint import World as World
 from bayesarch.engine.loop import Engine as Engine
+from bayesarch.engine.memory import SCORED as SCORED
+from bayesarch.engine.memory import Line as Line
+from bayesarch.engine.memory import economise as economise
+from bayesarch.engine.memory import live_bytes as live_bytes
 from bayesarch.engine.method import Clock as Clock
 from bayesarch.engine.method import Info as Info
 from bayesarch.engine.method import Method as Method
@@ -47,6 +51,7 @@ from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
     "RULES",
+    "SCORED",
     "Clock",
     "Curvature",
     "Cut",
@@ -54,6 +59,7 @@ __all__ = [
     "EngineConfig",
     "Info",
     "Interrupted",
+    "Line",
     "Method",
     "Observer",
     "PenalisedTrainer",
@@ -75,8 +81,10 @@ __all__ = [
     "conditional_losses",
     "curved_parameters",
     "cut_of_round",
+    "economise",
     "found_by",
     "gate_curvature",
+    "live_bytes",
     "load_checkpoint",
     "pack",
     "partial_of",

@@ -24,6 +24,7 @@ from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.engine.device import autocast
 from bayesarch.engine.joint import World
+from bayesarch.engine.memory import SCORED, economise
 from bayesarch.engine.method import Clock, Method, found_by, partial_of
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
@@ -75,6 +76,7 @@ class Engine:
             net.resize(partial_of(state), generator=streams["init/resize"])
         net.prune(state.live)
         self.world.share(net)
+        economise(net, recompute=config.recompute, parts=config.parts)
         self.weights = Weights(
             net,
             momentum=config.momentum,
@@ -322,7 +324,7 @@ class Engine:
             result = score(
                 lambda x: self.net(x, gates),
                 self.data["selection"],
-                batch_size=4 * self.config.batch_size,
+                batch_size=SCORED * self.config.batch_size,
                 limit=limit,
             )
         self.net.train()

@@ -50,6 +50,15 @@ class EngineConfig(Config):
     """fp32, or bf16 autocast; beliefs are always fp32."""
     score_batches: int | None = Field(default=50, ge=1)
     """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
+    recompute: bool = False
+    """Whether cells are computed a second time on the way back instead of kept: less memory, the same numbers, about a
+    third more time. `memory_limit` sets it where it is needed."""
+    parts: int = Field(default=1, ge=1)
+    """Take each batch in so many parts, of which one at a time is held; norms then take the statistics of each part.
+    `memory_limit` sets it where it is needed."""
+    memory_limit: float | None = Field(default=None, gt=0)
+    """Most memory a search may take beside Python and torch, in MiB; null: no limit. What keeps it is chosen before the
+    search and printed; see docs/first-steps.md."""
     recalibrate: bool = True
     """Whether the found network's norms take their running statistics anew at the end, from up to 20 batches."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)

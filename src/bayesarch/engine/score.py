@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from bayesarch.data import Batch, Split
 from bayesarch.nets import Supernet
 from bayesarch.nets.cells import ConvStack
 
-__all__ = ["Score", "batch_loss", "batch_statistics", "recalibrate", "score"]
+__all__ = ["Score", "batch_loss", "batch_statistics", "norm_momentum", "norms_of", "recalibrate", "score"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | ConvStack
 
@@ -42,14 +42,14 @@ def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
     return (F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights).mean()
 
 
-def _norms(net: nn.Module) -> list[Norm]:
+def norms_of(net: nn.Module) -> list[Any]:
+    """Return the batch norms of a network, those inside stacked convolutions too."""
     return [module for module in net.modules() if isinstance(module, Norm)]
 
 
 @contextmanager
-def _momenta(net: nn.Module, momentum: float) -> Iterator[list[Norm]]:
-    """Run a block with another momentum of the running statistics."""
-    norms = _norms(net)
+def norm_momentum(norms: list[Any], momentum: float) -> Iterator[list[Any]]:
+    """Run a block with another momentum of the running statistics of `norms`."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = momentum
@@ -69,7 +69,7 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
     training = net.training
     net.train()
     try:
-        with _momenta(net, 0.0):
+        with norm_momentum(norms_of(net), 0.0):
             yield
     finally:
         net.train(training)
@@ -83,7 +83,7 @@ def recalibrate(net: Supernet, gates: Tensor, split: Split, *, batch_size: int, 
     """
     training = net.training
     net.train()
-    with _momenta(net, 0.1) as norms:
+    with norm_momentum(norms_of(net), 0.1) as norms:
         for count, batch in enumerate(split.in_order(batch_size, limit)):
             for norm in norms:
                 norm.momentum = 1.0 / (count + 1)

@@ -258,7 +258,10 @@ class MixedCell(nn.Module):
         rest: dict[str, list[Tensor]] = {node: [] for node in self.order}
         features: dict[str, Tensor] = {}
         for node in self.order:
-            h = features[node] = x if node in self.space.inputs else self._join(parts[node], rest[node], x)
+            # popped: what has been summed need not be held
+            h = x if node in self.space.inputs else self._join(parts.pop(node), rest.pop(node), x)
+            if node in self.outputs:
+                features[node] = h
             for target, piece in self._leaving(node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
             if self.width < self.channels:

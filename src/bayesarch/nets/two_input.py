@@ -107,7 +107,7 @@ class TwoInputCell(nn.Module):
         rest: dict[str, list[Tensor]] = {node: [] for node in self.order}
         for node in self.order:
             if node not in features:
-                features[node] = self._join(parts[node], rest[node], like)
+                features[node] = self._join(parts.pop(node), rest.pop(node), like)  # popped: not held any more
             h = features[node]
             for target, piece in self.options.leaving(node, h[:, : self.width], gates, active):
                 parts[target].append(piece)

@@ -31,10 +31,17 @@ def plan_line(plan: Any, settings: Any) -> str:
     return (
         f"{settings.method.name} in {settings.space.name} on {settings.data.source}: supernet "
         f"{amount(plan.supernet_params)} parameters, {amount(plan.supernet_macs)} MACs, "
-        f"about {plan.memory_bytes / 2**20:.0f} MiB\n"
+        f"about {plan.memory_bytes / 2**20:.0f} MiB of tensors{_held(settings.engine)}\n"
         f"at most {plan.max_epochs} epochs of {plan.steps_per_epoch} steps of {1e3 * plan.step_seconds:.0f} ms: "
         f"at most {duration(plan.max_seconds)}; it gets cheaper as options are pruned"
     )
+
+
+def _held(engine: Any) -> str:
+    """Return how less memory is held, where that is so."""
+    ways = ["cells computed twice"] if engine.recompute else []
+    ways += [f"batches in {engine.parts} parts"] if engine.parts > 1 else []
+    return f" ({', '.join(ways)})" if ways else ""
 
 
 class Progress:

@@ -30,7 +30,7 @@ from bayesarch.runs import RunFolder
 from bayesarch.spaces import Limits, Space
 from bayesarch.workflows.config import Settings, merge, overrides, read_config, settle, small_data_sizes
 from bayesarch.workflows.limits import settle_budgets, settle_limits
-from bayesarch.workflows.plan import Plan, plan
+from bayesarch.workflows.plan import Plan, Trial, plan
 
 __all__ = ["Arrays", "Job", "data_record", "prepare"]
 
@@ -91,11 +91,15 @@ class Job:
             world=self.world,
         )
 
-    def plan(self) -> Plan:
-        """Return what the search will cost, measured on a throw-away copy."""
+    def trial(self) -> Trial:
+        """Return steps on a throw-away copy of the network."""
         settings = self.settings
         net = self.supernet(Streams(settings.seed))
-        return plan(settings.method, net, self.splits, self.setting(net), settings.engine, seed=settings.seed)
+        return Trial(settings.method, net, self.splits, self.setting(net), settings.engine, seed=settings.seed)
+
+    def plan(self) -> Plan:
+        """Return what the search will cost, measured on a throw-away copy."""
+        return plan(self.trial())
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""
@@ -129,6 +133,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     max_params: int | None = None,
     max_latency_ms: float | None = None,
     max_minutes: float | None = None,
+    memory_limit: float | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
 ) -> Job:
@@ -145,7 +150,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     source = str(data) if isinstance(data, str | os.PathLike) else None
     flags["data"] = _given(source=source, limit=limit)
     flags["limits"] = _given(macs=max_macs, params=max_params, latency_ms=max_latency_ms)
-    flags["engine"] = _given(max_minutes=max_minutes)
+    flags["engine"] = _given(max_minutes=max_minutes, memory_limit=memory_limit)
     base = read_config(config) if isinstance(config, str | os.PathLike) else dict(config or {})
     given = merge(base, {k: v for k, v in flags.items() if v is not None}, overrides(set))
     settings = settle(

@@ -3,16 +3,28 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from bayesarch.data import Feeder, Split
-from bayesarch.engine import Clock, EngineConfig, Method, Setting, Weights, autocast, partial_of
+from bayesarch.engine import (
+    SCORED,
+    Clock,
+    EngineConfig,
+    Line,
+    Method,
+    Setting,
+    Weights,
+    autocast,
+    economise,
+    partial_of,
+)
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "Trial", "plan"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,8 @@ class Plan:
     Attributes:
         supernet_params: parameters of the supernet.
         supernet_macs: MACs of one forward pass of one image with all options.
-        memory_bytes: weights, gradients, momentum, data and what one step keeps for its backward pass; an estimate.
+        memory_bytes: tensors alive at once in a step (weights, momentum, data, gradients, and what is kept for them),
+            told from two small steps.
         step_seconds: one step with all options, measured.
         steps_per_epoch: steps in an epoch.
         max_epochs: cap on search epochs plus closing epochs.
@@ -45,83 +58,108 @@ class Plan:
         return {**asdict(self), "max_seconds": self.max_seconds}
 
 
-def plan(
-    method: Method[Any],
-    net: Supernet,
-    data: Mapping[str, Split],
-    setting: Setting,
-    config: EngineConfig,
-    *,
-    seed: int,
-) -> Plan:
-    """Return what a search will cost, after three steps on `net`, which must be a throw-away copy.
+class Trial:
+    """Steps on a throw-away copy of a search's network, with batches of any size.
 
     Args:
         method: how beliefs move.
         net: used up.
         data: the splits the method declares.
         setting: what the method may know.
-        config: batch size, epochs, precision.
+        config: epochs, precision, how memory is held.
         seed: for streams of its own, so that the search itself is not moved.
     """
-    params = sum(p.numel() for p in net.parameters())
-    macs = net.full_macs
-    streams = Streams(seed, setting.device)
-    state = method.init(setting, streams=streams)
-    feeders = {
-        name: Feeder(data[name], config.batch_size, order=streams[f"data/{name}"], augment=streams[f"augment/{name}"])
-        for name in method.splits
-    }
-    kept = _Kept()
-    net.resize(partial_of(state), generator=streams["init/resize"])
-    net.prune(state.live)
-    weights = Weights(
-        net, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, clip=config.clip
-    )
-    clock = Clock(
-        epoch=10**6,
-        step=0,
-        epochs=1,
-        steps_per_epoch=setting.steps_per_epoch,
-        weight_lr=config.lr,
-        preview=lambda gradients: weights.preview(gradients, config.lr),
-    )
-    times = []
-    net.train()
-    for attempt in range(3):
-        batches = {name: feeder.next() for name, feeder in feeders.items()}
-        net.zero_grad()
-        start = time.perf_counter()
-        with kept if attempt == 0 else autocast(setting.device, config.precision):
-            state, _ = method.step(state, net, batches, streams=streams, clock=clock)
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize(setting.device)
-        times.append(time.perf_counter() - start)
-    pixels = sum(split.images.nbytes for split in data.values())
+
+    def __init__(
+        self,
+        method: Method[Any],
+        net: Supernet,
+        data: Mapping[str, Split],
+        setting: Setting,
+        config: EngineConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self.method, self.net, self.data, self.setting, self.config = method, net, data, setting, config
+        self.params = sum(p.numel() for p in net.parameters())
+        self.macs = net.full_macs
+        self.streams = Streams(seed, setting.device)
+        self.state = method.init(setting, streams=self.streams)
+        net.resize(partial_of(self.state), generator=self.streams["init/resize"])
+        net.prune(self.state.live)
+        economise(net, recompute=config.recompute, parts=config.parts)
+        self.weights = Weights(
+            net, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, clip=config.clip
+        )
+        self.clock = Clock(
+            epoch=10**6,
+            step=0,
+            epochs=1,
+            steps_per_epoch=setting.steps_per_epoch,
+            weight_lr=config.lr,
+            preview=lambda gradients: self.weights.preview(gradients, config.lr),
+        )
+        net.train()
+
+    def step(self, batch_size: int) -> float:
+        """Take a step, the weights' included, and return its seconds; feeding is not in them."""
+        batches = {
+            name: Feeder(
+                self.data[name],
+                batch_size,
+                order=self.streams[f"data/{name}"],
+                augment=self.streams[f"augment/{name}"],
+            ).next()
+            for name in self.method.splits
+        }
+        self.weights.zero()
+        began = time.perf_counter()
+        with autocast(self.setting.device, self.config.precision):
+            self.state, _ = self.method.step(self.state, self.net, batches, streams=self.streams, clock=self.clock)
+        self.weights.step(self.config.lr)
+        if self.setting.device.type == "cuda":
+            torch.cuda.synchronize(self.setting.device)
+        return time.perf_counter() - began
+
+    def memory(self) -> int:
+        """Return the most bytes that tensors take with batches of full size, told from small ones.
+
+        The largest of a step, of norms taking their statistics anew and of scoring, with weights, momentum and data.
+        """
+        batch, small = self.setting.batch_size, max(2 * self.config.parts, min(8, self.setting.batch_size // 4))
+        self.step(small)  # momentum is there from now on
+        most = max(
+            Line.through(self.step, small, 2 * small).at(batch),
+            Line.through(partial(self._forward, training=True), small, 2 * small).at(batch),
+            Line.through(partial(self._forward, training=False), small, 2 * small).at(SCORED * batch),
+        )
+        self.net.train()
+        momentum = sum(buffer.nbytes for buffer in self.weights.state().values())
+        weights = sum(t.nbytes for t in (*self.net.parameters(), *self.net.buffers()))
+        pixels = sum(split.images.nbytes for split in self.data.values())
+        return most + weights + momentum + pixels
+
+    @torch.no_grad()
+    def _forward(self, n: int, *, training: bool) -> None:
+        """Take n examples through the network and keep nothing."""
+        self.weights.zero()
+        self.net.train(training)
+        shape = (n, *self.net.input_shape)
+        images = torch.zeros(shape, device=self.setting.device).contiguous(memory_format=torch.channels_last)
+        with autocast(self.setting.device, self.config.precision):
+            self.net(images, self.method.gates(self.state))
+
+
+def plan(trial: Trial) -> Plan:
+    """Return what a search will cost, after a few steps on a throw-away copy."""
+    config, setting = trial.config, trial.setting
+    memory = trial.memory()
+    times = [trial.step(setting.batch_size) for _ in range(3)]
     return Plan(
-        supernet_params=params,
-        supernet_macs=macs,
-        memory_bytes=kept.peak + 3 * 4 * params + pixels,
+        supernet_params=trial.params,
+        supernet_macs=trial.macs,
+        memory_bytes=memory,
         step_seconds=min(times[1:]),
         steps_per_epoch=setting.steps_per_epoch,
         max_epochs=config.epochs + config.closing_epochs,
     )
-
-
-class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that forward passes keep for their backward passes; the larger of passes is the peak."""
-
-    def __init__(self) -> None:
-        self.live: dict[int, int] = {}
-        self.peak = 0
-        super().__init__(self._pack, self._unpack)
-
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        self.live[storage.data_ptr()] = storage.nbytes()
-        self.peak = max(self.peak, sum(self.live.values()))
-        return tensor
-
-    def _unpack(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.live.clear()
-        return tensor

@@ -24,6 +24,7 @@ from bayesarch.workflows.compress import CompressionListener, continue_compressi
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.ensemble import EnsembleListener, continue_ensemble
 from bayesarch.workflows.environment import environment
+from bayesarch.workflows.fitting import fitted
 from bayesarch.workflows.job import Arrays, Job, prepare
 from bayesarch.workflows.lookup import look_up
 from bayesarch.workflows.plan import Plan
@@ -62,6 +63,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     max_params: int | None = None,
     max_latency_ms: float | None = None,
     max_minutes: float | None = None,
+    memory_limit: float | None = None,
     benchmark: str | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     set: Sequence[str] | Mapping[str, Any] | None = None,
@@ -84,6 +86,8 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         max_params: most parameters of the found network.
         max_latency_ms: most milliseconds of the found network for one image, here and now.
         max_minutes: stop searching in time to be done after so many minutes, with the best so far.
+        memory_limit: most memory beside Python and torch, in MiB; cells are computed twice, or batches taken in parts,
+            where that is needed.
         benchmark: `name=path` of a table to look the found cell up in when the search has ended, as nb201=table.csv.
         config: a YAML file or a mapping of settings.
         set: `section.field=value` pairs or a mapping of dotted names; the last word.
@@ -106,6 +110,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
         max_params=max_params,
         max_latency_ms=max_latency_ms,
         max_minutes=max_minutes,
+        memory_limit=memory_limit,
         config=config,
         set=set,
     )
@@ -115,6 +120,7 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     if not job.world.leads:
         return _follow(job, RunFolder(target), fresh=True)
     _check_writable(target)
+    job = fitted(job)
     listener.on_plan(job.plan(), job.settings)
     folder = RunFolder.create(target)
     folder.write_config(job.settings.record())

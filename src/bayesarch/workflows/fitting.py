@@ -1,0 +1,76 @@
+"""A search made to fit in memory: the first way of holding less, from the cheapest on, that keeps the limit."""
+
+from dataclasses import replace
+
+import torch
+
+from bayesarch.errors import ConfigError
+from bayesarch.workflows.job import Job
+
+__all__ = ["fitted", "mebibytes", "resident"]
+
+ALLOCATOR = 2.5
+"""Resident memory over what tensors take, at most: 1.3 to 2.2 was measured on CPUs with glibc 2.36, which fragments."""
+LIBRARIES = 150 * 2**20
+"""Bytes that torch's convolutions, and what a search loads on its way, take: 120 MiB was measured there."""
+CARD = 1.15
+"""The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
+
+
+def mebibytes(text: str | None, flag: str) -> float | None:
+    """Return MiB from a size such as 900M, 4G or 4GiB; None stays None.
+
+    Raises:
+        ConfigError: if it is no size.
+    """
+    if text is None:
+        return None
+    plain = text.strip().lower().removesuffix("b").removesuffix("i")
+    factor = {"m": 1.0, "g": 1024.0}.get(plain[-1:])
+    try:
+        if factor is None:
+            raise ValueError
+        return float(plain[:-1]) * factor
+    except ValueError:
+        raise ConfigError(f"{flag} takes a size such as 900M or 4G; got {text!r}") from None
+
+
+def resident(tensors: int, device: torch.device) -> float:
+    """Return how many bytes a process takes at most for so many bytes of tensors, beside Python and torch."""
+    return CARD * tensors if device.type == "cuda" else ALLOCATOR * tensors + LIBRARIES
+
+
+def fitted(job: Job) -> Job:
+    """Return the job with the cheapest way of holding memory that keeps `engine.memory_limit`; itself without one.
+
+    Whole, then cells computed twice, then batches in 2, 4, ... parts as well, of 4 examples at least.
+
+    Raises:
+        ConfigError: if none keeps it; says what the smallest takes.
+    """
+    engine, batch = job.settings.engine, 0
+    if engine.memory_limit is None:
+        return job
+    if job.world.size > 1:
+        raise ConfigError("engine.memory_limit: not with several processes, which share the batch already")
+    ways = [(engine.recompute, engine.parts), (True, engine.parts)]
+    most = min(engine.batch_size, *job.partition.sizes.values()) // 4
+    while ways[-1][1] * 2 <= most:
+        ways.append((True, ways[-1][1] * 2))
+    least = float("inf")
+    for recompute, parts in dict.fromkeys(ways):
+        new = engine.model_copy(update={"recompute": recompute, "parts": parts})
+        candidate = replace(job, settings=replace(job.settings, engine=new))
+        try:
+            trial = candidate.trial()
+        except ConfigError:  # a network of channels holds what it holds
+            break
+        batch = trial.setting.batch_size
+        needs = resident(trial.memory(), job.device) / 2**20
+        if needs <= engine.memory_limit:
+            return candidate
+        least = min(least, needs)
+    raise ConfigError(
+        f"engine.memory_limit={engine.memory_limit:.0f} MiB cannot be kept: the smallest way takes about {least:.0f} "
+        f"MiB. Lower engine.batch_size (now {batch}) or the sizes of the space, or take a method with partial channels"
+    )

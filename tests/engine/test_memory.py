@@ -1,0 +1,217 @@
+"""Memory is told from two small steps; cells computed twice give the same numbers, parts those of separate passes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayesarch.engine import economise, live_bytes
+from bayesarch.errors import ConfigError
+from bayesarch.nets import Supernet
+from bayesarch.nets.gated import supernet_from
+from bayesarch.spaces import SPACES
+from bayesarch.workflows.fitting import fitted, mebibytes, resident
+from bayesarch.workflows.job import prepare
+from helpers import make_engine, posterior_of
+
+SIZES = {"nb201": {"channels": 4, "cells": 2}, "darts": {"channels": 3, "layers": 3}}
+
+
+def images(n=160, side=12):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % 4
+
+
+def job_of(space="nb201", method="bpnas", **settings):
+    return prepare(images(), space=space, method=method, set={"engine.batch_size": 32, **settings})
+
+
+def test_live_bytes_are_the_most_that_live_at_once():
+    def work():
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a * 2  # 8,000
+        del a
+        c = b.view(10, 100)[:, :50]  # a view holds no bytes of its own
+        d = c + torch.ones(50, dtype=torch.float64)  # 4,000 and 400 and 4,000
+        del b, c
+        return d * 2  # 4,000 and 4,000
+
+    assert live_bytes(work) == 4000 + 400 + 4000
+    assert live_bytes(lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("space", "method", "settings"),
+    [
+        ("nb201", "bpnas", {"space.channels": 6, "space.cells": 1}),
+        ("nb201", "darts-2nd", {"space.channels": 6, "space.cells": 1}),
+        ("nb201", "pcdarts", {"space.channels": 8, "space.cells": 1}),
+        ("nb201", "bpnas", {"space.channels": 6, "space.cells": 2, "engine.recompute": True}),
+        ("nb201", "bpnas", {"space.channels": 6, "space.cells": 1, "engine.parts": 4}),
+        ("darts", "darts", {"space.channels": 3, "space.layers": 3}),
+        ("bayesnas-cell", "bayesnas", {"space.channels": 3, "space.layers": 3}),
+    ],
+)
+def test_two_small_steps_tell_what_a_large_one_holds(space, method, settings):
+    trial = job_of(space, method, **settings).trial()
+    told = trial.memory()
+    works = [
+        lambda: trial.step(32),
+        lambda: trial._forward(32, training=True),
+        lambda: trial._forward(128, training=False),
+    ]
+    held = max(map(live_bytes, works))
+    weights = sum(t.nbytes for t in (*trial.net.parameters(), *trial.net.buffers()))
+    momentum = sum(buffer.nbytes for buffer in trial.weights.state().values())
+    standing = weights + momentum + sum(split.images.nbytes for split in trial.data.values())
+    assert held > 3e5
+    assert abs(told - (held + standing)) < 0.02 * told
+
+
+def passed(net, gates, x, y):
+    """Return what a pass leaves: logits, gradients, statistics, counts of work."""
+    leaf = gates.clone().requires_grad_()
+    logits = net(x, leaf)
+    net.zero_grad()
+    F.cross_entropy(logits, y).backward()
+    grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    return logits.detach(), leaf.grad, grads, buffers, (net.images_seen, net.macs_spent)
+
+
+def fresh(space):
+    generator = torch.Generator().manual_seed(0)
+    return Supernet(
+        SPACES[space], input_shape=(2, 8, 8), classes=3, sizes=SIZES[space], generator=generator
+    ).double(), torch.rand(1, 1, SPACES[space].n_options, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("space", SIZES)
+def test_cells_computed_twice_give_the_same_numbers(space, parts, generator):
+    x, y = torch.randn(9, 2, 8, 8, generator=generator, dtype=torch.float64), torch.arange(9) % 3
+    plain, gates = fresh(space)
+    twice, _ = fresh(space)
+    economise(plain, recompute=False, parts=parts)
+    economise(twice, recompute=True, parts=parts)
+    for _ in range(2):  # the second pass sees the statistics of the first
+        first, second = passed(plain, gates, x, y), passed(twice, gates, x, y)
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        for mine, theirs in zip(first[2:4], second[2:4], strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+        assert first[4] == second[4]
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_parts_are_separate_passes_whose_gradients_add(each, generator):
+    x, y = torch.randn(9, 2, 8, 8, generator=generator, dtype=torch.float64), torch.arange(9) % 3
+    whole, gates = fresh("nb201")
+    parted, _ = fresh("nb201")
+    gates = torch.rand(9, 1, gates.shape[2], generator=generator, dtype=torch.float64) if each else gates
+    economise(parted, recompute=False, parts=2)
+    logits, of_gates, grads, buffers, work = passed(parted, gates, x, y)
+    leaf = gates.clone().requires_grad_()
+    told = [leaf[:5], leaf[5:]] if each else [leaf, leaf]
+    expected = torch.cat([whole(x[:5], told[0]), whole(x[5:], told[1])])
+    F.cross_entropy(expected, y).backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(of_gates, leaf.grad, rtol=1e-10, atol=1e-12)
+    for name, p in whole.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(grads[name], p.grad, rtol=1e-9, atol=1e-12)
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(buffers[name], buffer), name
+    assert work == (whole.images_seen, whole.macs_spent) != (0, 0)
+
+
+def test_a_search_that_computes_cells_twice_ends_the_same(tmp_path):
+    settings = {
+        "space": "nb201", "source": "digits", "limit": 200, "sizes": {"channels": 4, "cells": 1}, "epochs": 2,
+        "closing_epochs": 1, "settings": {"reopen_steps": 0}, "batch_size": 32,
+    }  # fmt: skip
+    plain = make_engine(tmp_path / "a", **settings).run()
+    twice = make_engine(tmp_path / "b", recompute=True, **settings).run()
+    assert posterior_of(plain).to_json() == posterior_of(twice).to_json()
+    mine, theirs = plain.net.state_dict(), twice.net.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_less_is_held():
+    held = {}
+    for name, settings in {
+        "whole": {}, "twice": {"engine.recompute": True}, "parts": {"engine.recompute": True, "engine.parts": 4},
+    }.items():  # fmt: skip
+        trial = job_of(**{"space.channels": 8, "space.cells": 4}, **settings).trial()
+        trial.step(32)
+        held[name] = live_bytes(lambda trial=trial: trial.step(32))
+    assert held["twice"] < 0.55 * held["whole"]
+    assert held["parts"] < 0.5 * held["twice"]
+
+
+def test_the_cheapest_way_that_keeps_the_limit_is_taken():
+    sizes = {"space.channels": 8, "space.cells": 4}
+    assert fitted(job_of(**sizes)) is not None
+    cpu = torch.device("cpu")
+    ways = {(False, 1): {}, (True, 1): {"recompute": True}, (True, 4): {"recompute": True, "parts": 4}}
+    for way, settings in ways.items():
+        job = job_of(**sizes, **{f"engine.{key}": value for key, value in settings.items()})
+        limit = resident(job.trial().memory(), cpu) / 2**20 + 0.1
+        engine = fitted(job_of(**sizes, **{"engine.memory_limit": limit})).settings.engine
+        assert (engine.recompute, engine.parts) == way
+        assert engine.memory_limit == limit
+    with pytest.raises(ConfigError, match="memory_limit=151 MiB cannot be kept: the smallest way takes about 1"):
+        fitted(job_of(**sizes, **{"engine.memory_limit": 151.0}))
+
+
+def test_networks_of_channels_hold_what_they_hold():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    supernet = supernet_from(net, input_shape=(1, 8, 8), classes=3)
+    economise(supernet, recompute=False, parts=1)
+    with pytest.raises(ConfigError, match=r"Take a smaller engine\.batch_size"):
+        economise(supernet, recompute=True, parts=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("900M", 900.0), ("4G", 4096.0), ("1.5GiB", 1536.0), ("20mb", 20.0), (None, None)]
+)
+def test_sizes_are_read(text, expected):
+    assert mebibytes(text, "--memory-limit") == expected
+
+
+@pytest.mark.parametrize("text", ["4", "G", "", "4T", "x1M"])
+def test_what_is_no_size_is_refused(text):
+    assert mebibytes(None, "--memory-limit") is None
+    with pytest.raises(ConfigError, match="--memory-limit takes a size such as 900M or 4G"):
+        mebibytes(text, "--memory-limit")
+
+
+def test_the_process_stays_below_the_limit(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import numpy as np, torch
+from pathlib import Path
+import bayesarch as ba
+from bayesarch.workflows.search import Listener
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+data = rng.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), np.arange(300) % 4
+import bayesarch.workflows.search, sklearn.metrics, matplotlib.figure
+def kib(key):
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
+before, grown = kib("VmRSS"), []
+run = ba.search(data, method="darts", memory_limit=550, out={str(tmp_path / "run")!r}, set={{
+    "space.channels": 16, "space.cells": 2, "engine.epochs": 1, "engine.closing_epochs": 0, "engine.batch_size": 64}},
+    listener=Listener(on_step=lambda place: grown.append(kib("VmHWM") - before)))
+print(max(grown) / 1024, run.config["engine"]["recompute"], run.config["engine"]["parts"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    grown, recompute, parts = done.stdout.split()[-3:]
+    assert float(grown) < 550
+    assert recompute == "True"
+    assert int(parts) > 1
