@@ -12,6 +12,7 @@ from bayesarch.engine.curvature import Curvature as Curvature
 from bayesarch.engine.curvature import gate_curvature as gate_curvature
 from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
+from bayesarch.engine.device import working_threads as working_threads
 from bayesarch.engine.joint import World as World
 from bayesarch.engine.loop import Engine as Engine
 from bayesarch.engine.memory import SCORED as SCORED
@@ -95,4 +96,5 @@ __all__ = [
     "score",
     "unpack",
     "weight_curvature",
+    "working_threads",
 ]

@@ -2,13 +2,18 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 
 from bayesarch.errors import DeviceError
 
-__all__ = ["Precision", "autocast", "resolve_device"]
+__all__ = ["MACS_PER_THREAD", "Precision", "autocast", "resolve_device", "working_threads"]
+
+MACS_PER_THREAD = 2**28
+"""MACs of a forward pass that keep a thread busy; below, threads wait for one another more than they work. Measured:
+docs/decisions/0009-waiting-threads-sleep.md."""
 
 Precision = Literal["fp32", "bf16"]
 """`bf16` runs the network under autocast; architecture parameters stay fp32 (a Dirichlet has no bf16 kernel)."""
@@ -35,6 +40,25 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device {name}: only cpu and cuda are supported")
     return device
+
+
+@contextlib.contextmanager
+def working_threads(macs: float, given: int | None = None) -> Iterator[int]:
+    """Run a block with as many of torch's threads as its passes keep busy, and put the number back afterwards.
+
+    The rule looks at sizes, not at a clock: one and two threads are not equal to the bit, and equal runs stay equal.
+
+    Args:
+        macs: of a forward pass over a batch.
+        given: so many, whatever the rule says; None: the rule, unless `OMP_NUM_THREADS` says how many.
+    """
+    before = torch.get_num_threads()
+    wanted = before if "OMP_NUM_THREADS" in os.environ else max(1, min(before, round(macs / MACS_PER_THREAD)))
+    torch.set_num_threads(wanted if given is None else given)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:

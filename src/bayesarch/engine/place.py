@@ -50,6 +50,8 @@ class EngineConfig(Config):
     """fp32, or bf16 autocast; beliefs are always fp32."""
     score_batches: int | None = Field(default=50, ge=1)
     """Batches (of four times the batch size) of the selection split scored after each round; null: all."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the CPU; null: as many as a step keeps busy, or what `OMP_NUM_THREADS` says."""
     recompute: bool = False
     """Whether cells are computed a second time on the way back instead of kept: less memory, the same numbers, about a
     third more time. `memory_limit` sets it where it is needed."""

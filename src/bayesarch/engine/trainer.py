@@ -66,6 +66,8 @@ class TrainConfig(Config):
     """Decay of a moving average of the weights, which is then what is scored and kept; null: none."""
     precision: Precision = "fp32"
     """fp32, or bf16 autocast."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the CPU; null: as many as a step keeps busy, or what `OMP_NUM_THREADS` says."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Longest time between two checkpoints; one is written after every epoch in any case."""
 

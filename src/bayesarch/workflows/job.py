@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from bayesarch.data import (
     split,
     splits_on,
 )
-from bayesarch.engine import Engine, Method, Observer, Setting, World, resolve_device
+from bayesarch.engine import Engine, Method, Observer, Setting, World, resolve_device, working_threads
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
@@ -99,7 +100,14 @@ class Job:
 
     def plan(self) -> Plan:
         """Return what the search will cost, measured on a throw-away copy."""
-        return plan(self.trial())
+        trial = self.trial()
+        with self.threads(trial.net):
+            return plan(trial)
+
+    def threads(self, net: Any) -> AbstractContextManager[int]:
+        """Return the context that steps on this network are taken in."""
+        engine = self.settings.engine
+        return working_threads(net.full_macs * self.setting(net).batch_size, engine.threads)
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""

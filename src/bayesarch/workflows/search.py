@@ -125,8 +125,8 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     folder = RunFolder.create(target)
     folder.write_config(job.settings.record())
     folder.write_json("data.json", job.data_record())
-    folder.write_json("environment.json", environment(job.device))
     if job.settings.repeats > 1:
+        folder.write_json("environment.json", environment(job.device))
         if isinstance(space, Space) or not isinstance(method, str | None):
             raise ConfigError("repeats run in processes of their own and need a space and a method by name")
         prepare_children(folder, job.settings.record(), data, job.examples)
@@ -188,8 +188,8 @@ def resume(
             f"the data of {path} have changed since the run began (fingerprints differ); start a new run, "
             "or pass the same arrays as data="
         )
-    run.folder.write_json("environment.json", environment(job.device))
     if job.settings.repeats > 1:
+        run.folder.write_json("environment.json", environment(job.device))
         return repeat(job, run.folder, parallel=parallel, on_repeats=heard.on_repeats, device=device)
     run.folder.write_json("data.json", job.data_record())
     return _go(job, run.folder, heard, fresh=False)
@@ -236,8 +236,24 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
         listener.on_round(record)
 
     engine = job.engine(folder, Observer(listener.on_step, on_round, stop.is_set))
-    if not fresh and engine.checkpoint.exists():
-        engine.restore()
+    with job.threads(engine.net):
+        if not fresh and engine.checkpoint.exists():
+            engine.restore()
+        folder.write_json("environment.json", environment(job.device))
+        return _searched(job, engine, folder, listener, stop, fresh=fresh, started=started)
+
+
+def _searched(
+    job: Job,
+    engine: Engine,
+    folder: RunFolder,
+    listener: Listener,
+    stop: threading.Event,
+    *,
+    fresh: bool,
+    started: float,
+) -> Run:
+    """Run the engine to its end, and write what it found."""
     folder.keep_metrics(engine.place.records)
     folder.log([f"{now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
     folder.write_status(state="running", stage=engine.place.stage, epoch=0, pid=os.getpid())
@@ -262,11 +278,12 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
 def _follow(job: Job, folder: RunFolder, *, fresh: bool) -> Run:
     """Do this process's part of a search whose folder another one writes."""
     engine = job.engine(folder, Observer())
-    if not fresh and engine.checkpoint.exists():
-        engine.restore()
-    with stop_on_signal(threading.Event()):  # which of us stops, and when, is the first one's word
-        engine.run()
-    engine.selection()  # everybody takes a part of the last score
+    with job.threads(engine.net):
+        if not fresh and engine.checkpoint.exists():
+            engine.restore()
+        with stop_on_signal(threading.Event()):  # which of us stops, and when, is the first one's word
+            engine.run()
+        engine.selection()  # everybody takes a part of the last score
     job.world.told("written")
     return Run(folder, job.settings.space)
 

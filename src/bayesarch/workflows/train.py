@@ -23,10 +23,11 @@ from torch import nn
 
 from bayesarch.config import Config, check, raise_all
 from bayesarch.data import DataConfig, Examples, Partition, Split, load, split, splits_on
-from bayesarch.engine import Interrupted, Observer, Together, TrainConfig, Trainer, resolve_device
+from bayesarch.engine import Interrupted, Observer, Together, TrainConfig, Trainer, resolve_device, working_threads
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams
 from bayesarch.nets import architecture_cost, build
+from bayesarch.nets.macs import macs_by_parameter
 from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import Architecture, Space
 from bayesarch.spaces.architecture import is_notation
@@ -273,6 +274,11 @@ class _Job:
             )
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def macs(self) -> int:
+        """Return the MACs of the network for one image."""
+        net = self.network(Streams(self.settings.seed, self.device))
+        return sum(macs_by_parameter(net, self.examples.input_shape).values())
+
     def trainer(self, folder: RunFolder, observer: Observer) -> Trainer:
         """Return the trainer at the very beginning."""
         streams = Streams(self.settings.seed, self.device)
@@ -290,6 +296,13 @@ class _Job:
 
 def _go(work: Sequence[tuple[_Job, RunFolder]], listener: TrainingListener, *, fresh: bool) -> list[Run]:
     """Train from where the folders stand, several as one, and write what came out."""
+    job = work[0][0]
+    macs = len(work) * job.settings.train.batch_size * job.macs()
+    with working_threads(macs, job.settings.train.threads):
+        return _trained(work, listener, fresh=fresh)
+
+
+def _trained(work: Sequence[tuple[_Job, RunFolder]], listener: TrainingListener, *, fresh: bool) -> list[Run]:
     stop = threading.Event()
     trainers = [
         _placed(job, folder, listener if i == 0 else TrainingListener(), stop, fresh)

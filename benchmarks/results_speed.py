@@ -1,0 +1,114 @@
+"""What docs/results.md says of speed, from the record of benchmarks/speed.py."""
+
+from collections.abc import Callable
+
+__all__ = ["speed_part"]
+
+Table = Callable[[list[str], list[list[str]]], str]
+Machine = Callable[[dict], str]
+HEAD = ["step", "seconds", "times faster"]
+
+
+def _steps(row: dict, table: Table, base: str) -> str:
+    body = [
+        [name, f"{cell['seconds']:.3f}", "1" if name == base else f"{cell['ratio']:.2f}"]
+        for name, cell in row["steps"].items()
+    ]
+    return table(HEAD, body)
+
+
+def _networks(rows: dict, table: Table) -> str:
+    body = []
+    for name in ("nb201", "darts", "bayesnas-cell"):
+        if name in rows:
+            row = rows[name]
+            steps, peak = row["steps"], row["peak_mib"]
+            sizes = ", ".join(f"{key} {value}" for key, value in row["given"]["sizes"].items())
+            body.append(
+                [
+                    name, f"{sizes}, batch {row['batch']}", f"{steps['published']['seconds']:.2f}",
+                    f"{steps['ours']['seconds']:.2f}", f"{steps['ours']['ratio']:.2f}", f"{peak['published']:.0f}",
+                    f"{peak['ours']:.0f}", f"{peak['ours'] / peak['published']:.2f}",
+                ]
+            )  # fmt: skip
+    head = ["space", "sizes", "published way, s", "ours, s", "times faster", "its peak, MiB", "our peak, MiB", "ratio"]
+    return "### A first-order step, 32 × 32 pixels\n\n" + table(head, body)
+
+
+def _curvature(row: dict, table: Table) -> str:
+    against, steps = row["against_extrapolated"], row["steps"]
+    gradient, step = steps["one gradient"]["seconds"], steps["step"]["seconds"]
+    body = [
+        [name, f"{steps[name]['seconds']:.2f}", f"{steps[name]['seconds'] / gradient:.1f}",
+         f"{steps[name]['seconds'] / step:.1f}", f"{against[name]:.0f}"]
+        for name in ("exact", "mc")
+    ]  # fmt: skip
+    head = [
+        "curvature of a batch",
+        "seconds",
+        "gradients in the gates",
+        "steps",
+        "published update, extrapolated, over it",
+    ]
+    return f"### BayesNAS's curvature, batch {row['given']['batch']}\n\n" + table(head, body)
+
+
+def _growth(row: dict, table: Table) -> str:
+    body = [
+        [name, ", ".join(map(str, cell["values"])), ", ".join(f"{1e3 * s:.0f}" for s in cell["seconds"]),
+         f"{cell['exponent']:.2f}"]
+        for name, cell in row["of"].items()
+    ]  # fmt: skip
+    base = ", ".join(f"{name} {value}" for name, value in row["base"].items())
+    head = ["size", "values", "milliseconds of a step", "exponent"]
+    return f"### How a step grows, nb201 ({base}; one at a time)\n\n" + table(head, body)
+
+
+def _roofline(row: dict, table: Table) -> str:
+    limits = row["limits"]
+    parts = [
+        "### How far from the machine's limits\n\n"
+        f"Measured limits: {limits['flops'] / 1e9:.0f} GFLOP/s (a product of matrices, fp32), "
+        f"{limits['bytes'] / 1e9:.0f} GB/s (a copy of memory larger than the caches). *Least*: the longer of FLOPs over the "
+        "one and bytes over the other. Less than it can be taken where data stay in the caches.\n"
+    ]
+    for name, kinds in row["of"].items():
+        whole = sum(kind["seconds"] for kind in kinds.values())
+        least = sum(kind["least"] for kind in kinds.values())
+        body = [
+            [kind, f"{cell['calls']:.0f}", f"{100 * cell['seconds'] / whole:.0f} %",
+             f"{cell['flops'] / cell['seconds'] / 1e9:.0f}", f"{cell['bytes'] / cell['seconds'] / 1e9:.1f}",
+             f"{cell['seconds'] / cell['least']:.1f}"]
+            for kind, cell in kinds.items()
+        ]  # fmt: skip
+        body.append(["all", "", f"{whole:.2f} s", "", "", f"{whole / least:.1f}"])
+        head = [name, "calls", "share of the time", "GFLOP/s", "GB/s", "times the least"]
+        parts.append(table(head, body) + "\n")
+    return "\n".join(parts)
+
+
+def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
+    """Return the page's part on speed; none where there is no record."""
+    if record is None:
+        return []
+    rows = record["rows"]
+    parts = [
+        "## Speed of a search step\n\nOurs against the published way of computing the same step (`benchmarks/published.py`, "
+        "equal weights, losses compared first): the two in turn in one process, medians, the median of the rounds' ratios. "
+        "Peaks are of processes of their own, above what Python and torch take.\n",
+        _networks(rows, table) + "\n",
+    ]
+    if "pruned" in rows:
+        parts.append("### Options removed, nb201\n\n" + _steps(rows["pruned"], table, "published, all") + "\n")
+    if "curvature" in rows and rows["curvature"]["against_extrapolated"]:
+        parts.append(_curvature(rows["curvature"], table) + "\n")
+    if "augmentation" in rows:
+        parts.append(
+            "### Crop, flip, cutout and scaling, 32 × 32\n\n"
+            + _steps(rows["augmentation"], table, "PIL, image by image")
+        )
+    if "growth" in rows:
+        parts.append("\n" + _growth(rows["growth"], table) + "\n")
+    if "roofline" in rows:
+        parts.append(_roofline(rows["roofline"], table))
+    return [*parts, f"{machine(record)}\n"]

@@ -1,0 +1,45 @@
+"""Threads follow the size of a step, and are put back."""
+
+import pytest
+import torch
+
+import bayesarch as ba
+from bayesarch.engine import working_threads
+from bayesarch.engine.device import MACS_PER_THREAD
+
+
+@pytest.fixture
+def four(monkeypatch):
+    """Four threads, whatever the machine and its environment say."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.9, 1), (2.1, 2), (3.6, 4), (100.0, 4)])
+def test_threads_follow_the_size_of_a_step(four, share, expected):
+    with working_threads(share * MACS_PER_THREAD) as threads:
+        assert threads == torch.get_num_threads() == expected
+    assert torch.get_num_threads() == 4
+
+
+def test_what_is_given_is_taken_and_put_back_after_an_error(four, monkeypatch):
+    with working_threads(0.0, given=3):
+        assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with pytest.raises(ZeroDivisionError), working_threads(0.0) as threads:
+        assert threads == 4  # the user's word
+        _ = 1 / 0
+    assert torch.get_num_threads() == 4
+
+
+def test_a_small_search_takes_one_thread_and_leaves_the_process_as_it_was(four, tmp_path):
+    settings = {"engine.epochs": 1, "engine.closing_epochs": 0, "method.reopen_steps": 0}
+    run = ba.search("planted", space="toy", out=tmp_path / "one", set=settings)
+    assert run.folder.read_json("environment.json")["threads"] == 1
+    assert torch.get_num_threads() == 4
+    run = ba.search("planted", space="toy", out=tmp_path / "two", set={**settings, "engine.threads": 2})
+    assert run.folder.read_json("environment.json")["threads"] == 2
+    assert torch.get_num_threads() == 4
