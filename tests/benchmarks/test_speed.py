@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import speed
 from published import PublishedNet, published_step
+from roofline import roofline
 
 NETS = {
     "nb201": {"channels": 4, "cells": 1},
@@ -77,6 +78,25 @@ def test_ratios_are_medians_round_by_round():
         found = speed.in_turn(works, 3, "base")
     assert found["base"] == {"seconds": 4.0, "least": 2.0, "ratio": 1.0}
     assert found["other"] == {"seconds": 1.0, "least": 1.0, "ratio": 2.0}
+
+
+def test_the_roofline_counts_flops_and_bytes(generator):
+    x = torch.randn(2, 3, 5, 5, generator=generator)
+    dense, deep = torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, 1, 3, 3, generator=generator)
+
+    def step():
+        y = F.conv2d(F.conv2d(x, dense, padding=1), deep, padding=1, groups=4)
+        y.view(-1).add_(1.0)
+
+    found = roofline(step, {"flops": 1e3, "bytes": 1e12})
+    assert {kind: row["calls"] for kind, row in found.items()} == {
+        "convolution": 1, "depthwise convolution": 1, "element by element": 1,
+    }  # fmt: skip
+    assert found["convolution"]["flops"] == 2 * 2 * 25 * 4 * 27
+    assert found["convolution"]["bytes"] == 4 * (2 * 75 + 108 + 200)
+    assert found["convolution"]["least"] == 2 * 2 * 25 * 4 * 27 / 1e3
+    assert found["depthwise convolution"]["flops"] == 2 * 2 * 25 * 4 * 9
+    assert found["element by element"]["least"] == 4 * (200 + 200) / 1e12
 
 
 @pytest.mark.slow
