@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
 from bayesarch.nets import PathDrop, Supernet, build
+from bayesarch.nets.cells import mixed
 from bayesarch.nets.operations import Halving, operation_module
 from bayesarch.spaces import BAYESNAS_CELL, DARTS, Architecture, tree_cell
 
@@ -161,3 +162,42 @@ def test_drop_path_scales_what_it_keeps_and_is_off_in_eval_mode(generator):
     assert not torch.equal(net(images), net(images))
     net.drop_paths(None)
     assert torch.equal(net(images), net(images))
+
+
+@pytest.mark.parametrize("space", ["nb201", "darts", "bayesnas-cell"])
+def test_shared_gates_move_the_statistics_that_gates_per_example_move(space, generator):
+    """Norms take their scale from gates that all examples share; their statistics are those of what comes in."""
+    from bayesarch.spaces import SPACES
+
+    sizes = {"channels": 4, "cells": 1} if space == "nb201" else SIZES
+    nets = []
+    for _ in range(2):
+        seed = torch.Generator().manual_seed(3)
+        nets.append(Supernet(SPACES[space], input_shape=(2, 8, 8), classes=3, sizes=sizes, generator=seed).double())
+    images = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+    gates = torch.randn(1, 1, nets[0].space.n_options, generator=generator, dtype=torch.float64)
+    outputs = [nets[0](images, gates), nets[1](images, gates.expand(4, 1, -1))]
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
+    for (name, mine), (_, theirs) in zip(nets[0].named_buffers(), nets[1].named_buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11, msg=name)
+    moved = [name for name, buffer in nets[0].named_buffers() if name.endswith("batches_tracked") and int(buffer) == 1]
+    assert len(moved) >= 3
+
+
+def test_gated_pieces_are_summed_and_left_as_they_are(generator):
+    x, y = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator)
+    kept, gate, each = [x.clone(), y.clone()], torch.tensor(0.5), torch.randn(2, 1, 1, 1, generator=generator)
+    for parts, expected in (
+        ([x, y, x], x + y + x),
+        ([x], x),
+        ([(x, gate), y, (y, each)], x * gate + y + y * each),
+        ([x, (y, gate), y], x + y * gate + y),
+        ([(x.bfloat16(), gate), (y, gate)], (x.bfloat16() * gate).float() + y * gate),
+        ([x.bfloat16(), y.bfloat16(), y], (x.bfloat16() + y.bfloat16()).float() + y),
+        ([], torch.zeros_like(x)),
+    ):
+        out = mixed(parts, x)
+        assert out.dtype == expected.dtype
+        torch.testing.assert_close(out, expected)
+        assert torch.equal(x, kept[0])
+        assert torch.equal(y, kept[1])

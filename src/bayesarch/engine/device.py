@@ -11,7 +11,7 @@ from bayesarch.errors import DeviceError
 
 __all__ = ["MACS_PER_THREAD", "Precision", "autocast", "resolve_device", "working_threads"]
 
-MACS_PER_THREAD = 2**28
+MACS_PER_THREAD = 2**30
 """MACs of a forward pass that keep a thread busy; below, threads wait for one another more than they work. Measured:
 docs/decisions/0009-waiting-threads-sleep.md."""
 

@@ -19,7 +19,10 @@ from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.spaces import Choice, Space
 
-__all__ = ["ConvStack", "Growth", "MixedCell", "PlainCell", "node_order", "total"]
+__all__ = ["ConvStack", "Growth", "MixedCell", "Piece", "PlainCell", "mixed", "node_order", "total"]
+
+Piece = Tensor | tuple[Tensor, Tensor]
+"""What one option brings to a node: features, or features and the gate that they are multiplied by."""
 
 Growth = tuple[Tensor, Tensor]
 """Which old output and input channel each channel of a widened convolution is a copy of, shapes (w,) and (w,)."""
@@ -254,8 +257,8 @@ class MixedCell(nn.Module):
             gates: shape (B or 1, G).
             active: flat options to compute; None: all live ones.
         """
-        parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
-        rest: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        parts: dict[str, list[Piece]] = {node: [] for node in self.order}
+        rest: dict[str, list[Piece]] = {node: [] for node in self.order}
         features: dict[str, Tensor] = {}
         for node in self.order:
             # popped: what has been summed need not be held
@@ -266,14 +269,14 @@ class MixedCell(nn.Module):
                 parts[target].append(piece)
             if self.width < self.channels:
                 for target, gate in self._bypasses(node, h.ndim, gates, active):
-                    rest[target].append(h[:, self.width :] * gate)
+                    rest[target].append((h[:, self.width :], gate))
         return total([features[node] for node in self.outputs], x)
 
-    def _join(self, parts: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:
+    def _join(self, parts: Sequence[Piece], rest: Sequence[Piece], like: Tensor) -> Tensor:
         """Return a node's features: the sum of what came through options, beside the sum of what went past them."""
         if self.width == self.channels:
-            return total(parts, like)
-        both = torch.cat([total(parts, like[:, : self.width]), total(rest, like[:, self.width :])], 1)
+            return mixed(parts, like)
+        both = torch.cat([mixed(parts, like[:, : self.width]), mixed(rest, like[:, self.width :])], 1)
         return both[:, self.shuffle]
 
     def _bypasses(
@@ -285,9 +288,9 @@ class MixedCell(nn.Module):
                 columns = [g for g in self.space.columns(position) if self.live[g] and (active is None or g in active)]
                 yield choice.target, gates[:, columns].sum(1).view(-1, *[1] * (ndim - 1))
 
-    def _leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Tensor]]:
+    def _leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Piece]]:
         """Return (target node, gated piece) for everything that leaves `node`, whose features are `h`."""
-        pieces: list[tuple[str, Tensor]] = []
+        pieces: list[tuple[str, Piece]] = []
         shared: dict[Callable[[Tensor], Tensor], Tensor] = {}
         for g, target, op in self._options(node):
             if op.free is None or not self.live[g] or (active is not None and g not in active):
@@ -295,7 +298,7 @@ class MixedCell(nn.Module):
             if op.free not in shared:
                 shared[op.free] = op.free(h)
             gate = gates[:, g].view(-1, *[1] * (h.ndim - 1)) if gates.shape[0] > 1 else gates[0, g]
-            pieces.append((target, shared[op.free] * gate))
+            pieces.append((target, (shared[op.free], gate)))
         stacks = [self.stacks[key] for key in self.stacks if key.split("_")[0] == node]
         if stacks:
             rectified = torch.relu(h)
@@ -366,6 +369,29 @@ class PlainCell(nn.Module):
                     out = self.ops[key](h)
                     parts[target].append(out if self.drop is None or not self.training or out is h else self.drop(out))
         return total([piece for node in self.outputs for piece in parts[node]], x)
+
+
+def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
+    """Return the sum of gated pieces, as `total` does; partial sums are added to in place, which nothing else holds.
+
+    Args:
+        parts: features, or (features, gate) for their product, which is then never made.
+        like: features of the node's shape.
+    """
+    if not parts:
+        return torch.zeros_like(like)
+    first, *others = parts
+    whole = first if isinstance(first, Tensor) else first[0] * first[1]
+    own = not isinstance(first, Tensor)
+    for part in others:
+        if isinstance(part, Tensor):
+            whole = whole.add_(part) if own and part.dtype == whole.dtype else whole + part
+        else:
+            features, gate = part
+            same = features.dtype == whole.dtype and gate.dtype == whole.dtype
+            whole = whole.addcmul_(features, gate) if own and same else whole + features * gate
+        own = True
+    return whole
 
 
 def total(parts: Sequence[Tensor], like: Tensor) -> Tensor:

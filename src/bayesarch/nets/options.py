@@ -2,13 +2,21 @@
 
 One class serves supernets and plain networks: told gates, every live option is computed and multiplied; told none (only
 a plain network does that), what is there is summed.
+
+Told gates, a supernet does less for the same result: one ReLU per source node for all options that begin with it, and
+faster gradients of dilated depthwise convolutions (`depthwise.py`). Gates as the scale of the norm that an option ends
+with were slower here than a product added in place, unlike in stacked convolutions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from bayesarch.nets.cells import Piece
+from bayesarch.nets.depthwise import depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import operation_module
 from bayesarch.spaces import Space
@@ -82,23 +90,41 @@ class Options(nn.Module):
 
     def leaving(
         self, node: str, h: Tensor, gates: Tensor | None, active: frozenset[int] | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> Iterator[tuple[str, Piece]]:
         """Yield (target node, gated output) of every option that leaves `node`, whose features are `h`."""
+        rectified: Tensor | None = None
         for key, (source, users) in self.wiring.items():
             used = [(g, target) for g, target in users if active is None or g in active]
             if source != node or not used:
                 continue
-            out = self.modules_of[key](h)
+            module = self.modules_of[key]
+            if gates is not None and _begins_with_relu(module):
+                rectified = F.relu(h) if rectified is None else rectified
+                out = _behind_relu(module, rectified)
+            else:
+                out = module(h)
             if self.drop is not None and self.training and out is not h:
                 out = self.drop(out)
             for g, target in used:
-                yield target, out if gates is None else out * _gate(gates, g, out.ndim)
+                yield target, out if gates is None else (out, _gate(gates, g, out.ndim))
 
     def hand_over(self, other: "Options") -> None:
         """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""
         for key, module in other.modules_of.items():
             if key in self.modules_of:
                 module.load_state_dict(self.modules_of[key].state_dict(), strict=False)
+
+
+def _begins_with_relu(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return isinstance(module, nn.Sequential) and isinstance(module[0], nn.ReLU)
+
+
+def _behind_relu(row: nn.Sequential, rectified: Tensor) -> Tensor:
+    """Return what a row of layers makes of features whose positive part has been taken already."""
+    out = rectified
+    for layer in list(row)[1:]:
+        out = depthwise(out, layer) if is_depthwise(layer) and layer.dilation[0] > 1 else layer(out)
+    return out
 
 
 def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets.cells import Growth, node_order, total
+from bayesarch.nets.cells import Growth, mixed, node_order, total
 from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
@@ -79,10 +79,11 @@ class TreeCell(nn.Module):
     def forward(self, x: Tensor, gates: Tensor | None = None, active: frozenset[int] | None = None) -> Tensor:
         """Return the block's output, shape (B, outputs, H or H / 2, W or W / 2)."""
         root = self.before(x)
-        parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        parts: dict[str, list[Any]] = {node: [] for node in self.order}
+        add = total if gates is None else mixed
         leaves: list[Tensor] = []
         for node in self.order:
-            h = root if node in self.space.inputs else total(parts[node], root)
+            h = root if node in self.space.inputs else add(parts[node], root)
             for target, piece in self.options.leaving(node, h, gates, active):
                 parts[target].append(piece)
             if node in self.space.inputs or parts[node]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import Growth, node_order, total
+from bayesarch.nets.cells import Growth, Piece, mixed, node_order, total
 from bayesarch.nets.operations import Halving, factorized_reduce
 from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
@@ -103,11 +103,12 @@ class TwoInputCell(nn.Module):
         """
         features = {self.style.older: self.adapt_older(older), self.style.newer: self.adapt_newer(newer)}
         like = features[self.style.newer][:, :, :: self.stride, :: self.stride]
-        parts: dict[str, list[Tensor]] = {node: [] for node in self.order}
-        rest: dict[str, list[Tensor]] = {node: [] for node in self.order}
+        parts: dict[str, list[Any]] = {node: [] for node in self.order}
+        rest: dict[str, list[Any]] = {node: [] for node in self.order}
+        add = total if gates is None else mixed
         for node in self.order:
             if node not in features:
-                features[node] = self._join(parts.pop(node), rest.pop(node), like)  # popped: not held any more
+                features[node] = self._join(add, parts.pop(node), rest.pop(node), like)  # popped: not held any more
             h = features[node]
             for target, piece in self.options.leaving(node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
@@ -116,15 +117,15 @@ class TwoInputCell(nn.Module):
                     rest[target].append(piece)
         return torch.cat([features[node] for node in self.inner], 1)
 
-    def _join(self, parts: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:
+    def _join(self, add: Callable[..., Tensor], parts: Sequence[Any], rest: Sequence[Any], like: Tensor) -> Tensor:
         if self.width == self.channels:
-            return total(parts, like)
-        both = torch.cat([total(parts, like[:, : self.width]), total(rest, like[:, self.width :])], 1)
+            return add(parts, like)
+        both = torch.cat([add(parts, like[:, : self.width]), add(rest, like[:, self.width :])], 1)
         return both[:, self.shuffle]
 
     def _around(
         self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> Iterator[tuple[str, Piece]]:
         """Yield (target node, channels that pass) of every edge that leaves `node`."""
         if self.stride == 2 and node in self.space.inputs:
             h = F.max_pool2d(h, 2, 2, ceil_mode=True)
@@ -133,7 +134,7 @@ class TwoInputCell(nn.Module):
                 columns = [
                     g for g in self.space.columns(position) if g in self.present and (active is None or g in active)
                 ]
-                yield choice.target, h * gates[:, columns].sum(1).view(-1, 1, 1, 1)
+                yield choice.target, (h, gates[:, columns].sum(1).view(-1, 1, 1, 1))
 
     def prune(self, live: Tensor) -> None:
         """Physically remove the options whose entry in `live` (G,) is False."""
