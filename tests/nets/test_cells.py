@@ -1,5 +1,7 @@
 """Two-input and tree cells against what they are said to compute, written out by hand; and drop path."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -201,3 +203,36 @@ def test_gated_pieces_are_summed_and_left_as_they_are(generator):
         torch.testing.assert_close(out, expected)
         assert torch.equal(x, kept[0])
         assert torch.equal(y, kept[1])
+
+
+@pytest.mark.parametrize("space", ["darts", "bayesnas-cell"])
+def test_what_options_begin_with_alike_is_what_each_computes(space, generator):
+    """Outputs, gradients and running statistics of options computed together, and of every module by itself."""
+    from bayesarch.spaces import SPACES
+
+    seed = torch.Generator().manual_seed(3)
+    net = Supernet(SPACES[space], input_shape=(2, 8, 8), classes=3, sizes=SIZES, generator=seed).double()
+    options = net.cells()[0].options
+    node = next(source for source, _ in options.wiring.values())
+    columns = [g for source, users in options.wiring.values() if source == node for g, _ in users]
+    h = torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64) + 0.3
+    gates = torch.ones(1, net.space.n_options, dtype=torch.float64)
+    found = []
+    for alone in (False, True):
+        ours = copy.deepcopy(options).train()
+        leaf = h.clone().requires_grad_()
+        outs = []
+        for _ in range(2):
+            if alone:
+                mine = [(ours.modules_of[key](leaf), users) for key, (at, users) in ours.wiring.items() if at == node]
+                outs = [out for out, users in mine for _ in users]
+            else:
+                outs = [piece[0] for _, piece in ours.leaving(node, leaf, gates, None)]
+        sum(((i + 1) * out.square()).sum() for i, out in enumerate(outs)).backward()
+        grads = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+        found.append((outs, leaf.grad, grads, dict(ours.named_buffers())))
+    assert len(found[0][0]) == len(columns) >= 6
+    assert len(found[0][2]) >= 6
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
+    moved = [name for name, buffer in found[0][3].items() if name.endswith("tracked") and int(buffer) == 2]
+    assert len(moved) >= 6

@@ -3,13 +3,13 @@
 One class serves supernets and plain networks: told gates, every live option is computed and multiplied; told none (only
 a plain network does that), what is there is summed.
 
-Told gates, a supernet does less for the same result: one ReLU per source node for all options that begin with it, and
-faster gradients of dilated depthwise convolutions (`depthwise.py`). Gates as the scale of the norm that an option ends
-with were slower here than a product added in place, unlike in stacked convolutions.
+Told gates, a supernet does less for the same result: one ReLU per source node for all options that begin with it, one
+norm and ReLU for those that begin so (while training, when a norm is that of the batch), and faster gradients of
+dilated depthwise convolutions (`depthwise.py`). Gates as the scale of the norm that an option ends with were slower
+here than a product added in place, unlike in stacked convolutions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -92,17 +92,13 @@ class Options(nn.Module):
         self, node: str, h: Tensor, gates: Tensor | None, active: frozenset[int] | None
     ) -> Iterator[tuple[str, Piece]]:
         """Yield (target node, gated output) of every option that leaves `node`, whose features are `h`."""
-        rectified: Tensor | None = None
+        begun = _Begun(h)
         for key, (source, users) in self.wiring.items():
             used = [(g, target) for g, target in users if active is None or g in active]
             if source != node or not used:
                 continue
             module = self.modules_of[key]
-            if gates is not None and _begins_with_relu(module):
-                rectified = F.relu(h) if rectified is None else rectified
-                out = _behind_relu(module, rectified)
-            else:
-                out = module(h)
+            out = module(h) if gates is None else begun.finished(module)
             if self.drop is not None and self.training and out is not h:
                 out = self.drop(out)
             for g, target in used:
@@ -115,16 +111,48 @@ class Options(nn.Module):
                 module.load_state_dict(self.modules_of[key].state_dict(), strict=False)
 
 
-def _begins_with_relu(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    return isinstance(module, nn.Sequential) and isinstance(module[0], nn.ReLU)
+class _Begun:
+    """What the options that leave one node begin with alike, computed once.
 
+    Args:
+        h: features of the node, shape (B, C, H, W).
+    """
 
-def _behind_relu(row: nn.Sequential, rectified: Tensor) -> Tensor:
-    """Return what a row of layers makes of features whose positive part has been taken already."""
-    out = rectified
-    for layer in list(row)[1:]:
-        out = depthwise(out, layer) if is_depthwise(layer) and layer.dilation[0] > 1 else layer(out)
-    return out
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+        self._rectified: Tensor | None = None
+        self._normalised: Tensor | None = None
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    def finished(self, module: nn.Module) -> Tensor:
+        """Return an option's output."""
+        first, second = (*module, None)[:2] if isinstance(module, nn.Sequential) else (None, None)
+        layers: list[nn.Module] = list(module) if isinstance(module, nn.Sequential) else [module]
+        out = self.h
+        if isinstance(first, nn.ReLU):
+            if self._rectified is None:
+                self._rectified = F.relu(self.h)
+            out, layers = self._rectified, layers[1:]
+        elif isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
+            out, layers = self._of_norm(first), layers[2:]
+        for layer in layers:
+            out = depthwise(out, layer) if is_depthwise(layer) and layer.dilation[0] > 1 else layer(out)
+        return out
+
+    def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
+        """Return the positive part of normalised features; this option's norm moves its own statistics."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        if self._normalised is None or self._batch is None:
+            self._batch = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
+            # at a momentum of 1 running statistics become those of the batch
+            self._normalised = F.relu(F.batch_norm(self.h, *self._batch, None, None, True, 1.0, norm.eps))
+        with torch.no_grad():
+            norm.running_mean.lerp_(self._batch[0], norm.momentum or 0.0)
+            norm.running_var.lerp_(self._batch[1], norm.momentum or 0.0)
+            norm.num_batches_tracked.add_(1)
+        return self._normalised
 
 
 def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:
