@@ -346,11 +346,12 @@ def main() -> None:
     }
     known = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else {}
     for name in arguments.row or rows:
-        known[name] = {**rows[name](), "threads": torch.get_num_threads()}
+        here = environment(torch.device("cpu"))
+        known[name] = {**rows[name](), "threads": torch.get_num_threads(), "commit": here["commit"]}
         print(name, json.dumps(known[name].get("steps", known[name].get("of"))), flush=True)
         record = {
             "command": "python benchmarks/speed.py",
-            "environment": environment(torch.device("cpu")),
+            "environment": here,
             "rows": known,
         }
         part = arguments.out.with_suffix(".part")
