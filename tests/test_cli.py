@@ -23,6 +23,21 @@ def run(*arguments, check=None):
     return done
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The command line in this process: arguments -> what it prints. For what is printed, not for how it starts."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run_here(*arguments):
+        monkeypatch.setattr("sys.argv", ["bayesarch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code in (0, None)
+        return capsys.readouterr()
+
+    return run_here
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "run"
@@ -75,12 +90,12 @@ def test_show_and_status_need_no_torch(finished):
     assert "finished" in shown.stdout
 
 
-def test_json_is_json_and_nothing_else(finished, tmp_path):
+def test_json_is_json_and_nothing_else(finished, tmp_path, here):
     path, _ = finished
-    assert json.loads(run("status", path, "--json", check=0).stdout)["state"] == "finished"
-    shown = json.loads(run("show", path, "--json", check=0).stdout)
+    assert json.loads(here("status", path, "--json").out)["state"] == "finished"
+    shown = json.loads(here("show", path, "--json").out)
     assert shown["posterior"]["mode"] == {"1<-0": ["product"], "2<-0": ["skip"], "2<-1": ["product"]}
-    assert len(json.loads(run("sample", path, "-n", 3, "--seed", 1, "--json", check=0).stdout)) == 3
+    assert len(json.loads(here("sample", path, "-n", 3, "--seed", 1, "--json").out)) == 3
     searched = run(
         "search", "--data", "planted", "--space", "toy", "--method", "darts", "--out", tmp_path / "r",
         "--set", "engine.epochs=1", "--json", check=0,
@@ -89,35 +104,36 @@ def test_json_is_json_and_nothing_else(finished, tmp_path):
     assert searched.stderr == ""
 
 
-def test_dry_run_says_the_price_and_writes_nothing(tmp_path):
-    done = run("search", "--dry-run", "--out", tmp_path / "r", check=0)
-    assert re.search(r"supernet [\d.]+ k parameters, [\d.]+ M MACs, about \d+ MiB", done.stdout)
-    assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most [\d.]+ (s|min|h)", done.stdout)
+def test_dry_run_says_the_price_and_writes_nothing(tmp_path, here):
+    done = here("search", "--dry-run", "--out", tmp_path / "r")
+    assert re.search(r"supernet [\d.]+ k parameters, [\d.]+ M MACs, about \d+ MiB of tensors\n", done.out)
+    assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most [\d.]+ (s|min|h)", done.out)
     assert not (tmp_path / "r").exists()
-    record = json.loads(run("search", "--dry-run", "--json", check=0).stdout)
+    ways = ["--set", "engine.recompute=true", "--set", "engine.parts=2", "--memory-limit", "40G"]
+    said = here("search", "--dry-run", "--data", "planted", "--space", "toy", *ways).out
+    assert "MiB of tensors (cells computed twice, batches in 2 parts)\n" in said
+    record = json.loads(here("search", "--dry-run", "--json").out)
     assert record["steps_per_epoch"] == 11
     assert record["memory_bytes"] > 1e6
 
 
-def test_doctor():
-    done = run("doctor", check=0)
-    assert "ok     supernet step" in done.stdout
-    record = json.loads(run("doctor", "--json", check=0).stdout)
+def test_doctor(here):
+    assert "ok     supernet step" in here("doctor").out
+    record = json.loads(here("doctor", "--json").out)
     assert all(check["passed"] for check in record["checks"])
 
 
-def test_sample_prints_a_table(finished):
-    done = run("sample", finished[0], "-n", 2, check=0)
-    assert "log weight" in done.stdout
+def test_sample_prints_a_table(finished, here):
+    assert "log weight" in here("sample", finished[0], "-n", 2).out
 
 
-def test_show_prices_an_architecture():
+def test_show_prices_an_architecture(here):
     text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|"
-    assert "802,426 parameters" in run("show", text, check=0).stdout
-    record = json.loads(run("show", text, "--classes", 100, "--json", check=0).stdout)
+    assert "802,426 parameters" in here("show", text).out
+    record = json.loads(here("show", text, "--classes", 100, "--json").out)
     assert record["params"] == 808_276  # the benchmark's count for CIFAR-100
     assert record["connected"]
-    lost = run("show", "|none~0|+|none~0|none~1|", "--space", "toy", "--input-shape", "1,1,8", check=0).stdout
+    lost = here("show", "|none~0|+|none~0|none~1|", "--space", "toy", "--input-shape", "1,1,8").out
     assert "nothing reaches the output" in lost
 
 
