@@ -65,13 +65,14 @@ def test_a_latency_limit_uses_a_measured_table(tmp_path):
 
 def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     """Three seconds for what would take hours: the clock decides, and there is a posterior."""
-    settings = {**QUICK, "engine.epochs": 100_000, "method.alpha_lr": 1e-6}
+    # twenty closing epochs, so that what is set aside for them outlasts a stall of a busy machine
+    settings = {**QUICK, "engine.epochs": 100_000, "engine.closing_epochs": 20, "method.alpha_lr": 1e-6}
     start = time.monotonic()
     run = ba.search("digits", limit=300, out=tmp_path / "run", set=settings, max_minutes=0.05)
     assert time.monotonic() - start < 40
     stages = [record["stage"] for record in run.metrics]
     assert 1 <= stages.count("search") < 2000
-    assert stages.count("closing") == 1
+    assert 1 <= stages.count("closing") <= 20
     assert run.metrics[-1]["best"] == str(run.architecture) == str(run.best)
     searching = [record["lr"] for record in run.metrics if record["stage"] == "search"]
     assert searching[-1] < 0.5 * searching[0], "the schedule ends with the time"
