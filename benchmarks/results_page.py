@@ -9,7 +9,7 @@ from results_bayesnas import bayesnas_part
 from results_compress import compress_part
 from results_ensembles import ensembles_part, stacking_part
 from results_pgnas import pgnas_part
-from results_speed import speed_part
+from results_speed import machine_part, speed_part
 
 __all__ = ["FOLDER", "PAGE", "page", "pictures", "write_page"]
 
@@ -175,6 +175,7 @@ def page() -> str:
     parts += ensembles_part(records("ensembles_"), table, machine)
     parts += stacking_part(records("stacking").get(""), table, machine)
     parts += speed_part(records("speed").get(""), table, machine)
+    parts += machine_part(records("machine").get(""), table, machine)
     parts += compress_part(records("compress_"), table, machine)
     parts += [quality(record) for record in records("quality_").values()]
     return "\n".join(parts)

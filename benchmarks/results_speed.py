@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 
-__all__ = ["speed_part"]
+__all__ = ["machine_part", "speed_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
 HEAD = ["step", "seconds", "times faster"]
 
 
+def _ratio(cell: dict) -> str:
+    """Return the median of the rounds' ratios, and their range."""
+    return f"{cell['ratio']:.2f} ({cell['lowest']:.2f} to {cell['highest']:.2f})"
+
+
 def _steps(row: dict, table: Table, base: str) -> str:
     body = [
-        [name, f"{cell['seconds']:.3f}", "1" if name == base else f"{cell['ratio']:.2f}"]
-        for name, cell in row["steps"].items()
+        [name, f"{cell['seconds']:.3f}", "1" if name == base else _ratio(cell)] for name, cell in row["steps"].items()
     ]
     return table(HEAD, body)
 
@@ -27,7 +31,7 @@ def _networks(rows: dict, table: Table) -> str:
             body.append(
                 [
                     name, f"{sizes}, batch {row['batch']}", f"{steps['published']['seconds']:.2f}",
-                    f"{steps['ours']['seconds']:.2f}", f"{steps['ours']['ratio']:.2f}", f"{peak['published']:.0f}",
+                    f"{steps['ours']['seconds']:.2f}", _ratio(steps["ours"]), f"{peak['published']:.0f}",
                     f"{peak['ours']:.0f}", f"{peak['ours'] / peak['published']:.2f}",
                 ]
             )  # fmt: skip
@@ -87,6 +91,50 @@ def _roofline(row: dict, table: Table) -> str:
     return "\n".join(parts)
 
 
+def machine_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
+    """Return the page's part on what our choices rest on; none where there is no record."""
+    if record is None:
+        return []
+    rows = record["rows"]
+    held = [
+        [f"{row['method']}, {row['space']}", ", ".join(f"{k} {v}" for k, v in row["sizes"].items()), str(row["batch"]),
+         str(row["side"]), f"{row['told']:.0f}", f"{row['grown']:.0f}", f"{(row['grown'] - 120) / row['told']:.2f}"]
+        for row in rows["memory"]["of"]
+    ]  # fmt: skip
+    passes = [
+        [f"{a['side']}, {a['channels']}, {a['cells']}", f"{a['macs'] / 1e9:.2f}", f"{1e3 * a['steps']['one']['seconds']:.0f}",
+         _ratio(a["steps"]["two"]), f"{1e3 * b['steps']['one']['seconds']:.0f}", _ratio(b["steps"]["two"])]
+        for a, b in zip(rows["threads"]["passive"], rows["threads"]["active"], strict=True)
+    ]  # fmt: skip
+    names = ("forward", "library, input", "ours, input", "library, kernel", "ours, kernel")
+    deep = [
+        [f"{row['channels']}, {row['side']}, {row['kernel']}, {row['dilation']}",
+         *(f"{1e3 * row['steps'][name]['seconds']:.2f}" for name in names)]
+        for row in rows["depthwise"]["of"]
+    ]  # fmt: skip
+    pages = rows["memory"]["pages"]
+    return [
+        "## What the machine does\n\n### Memory told and taken\n\n*Told*: tensors alive at once, from two small steps. "
+        "*Grown*: resident memory of a process of its own over two full steps. The last column takes 120 MiB off for what "
+        "torch's convolutions take themselves.\n\n"
+        + table(["search", "sizes", "batch", "side", "told, MiB", "grown, MiB", "(grown - 120) / told"], held)
+        + f"\n\nThe second of these with pages of its own for every tensor (`MALLOC_MMAP_THRESHOLD_=65536`): grown "
+        f"{pages['grown']:.0f} MiB.\n",
+        "### One thread and two\n\nA weights' pass of nb201, batch 64; the two in turn, medians of 7, how many times faster two "
+        "are than one (range over rounds).\n\n"
+        + table(
+            ["side, C, cells", "GMACs forward", "one, asleep waiting, ms", "two", "one, spinning, ms", "two, spinning"],
+            passes,
+        )
+        + "\n",
+        "### Depthwise convolutions\n\nOne thread, batch 64, channels-last, medians of 15, milliseconds: gradients of input and "
+        "kernel by the library and by `nets/depthwise.py`.\n\n"
+        + table(["C, side, kernel, dilation", *names], deep)
+        + "\n",
+        f"{machine(record)}\n",
+    ]
+
+
 def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
     """Return the page's part on speed; none where there is no record."""
     if record is None:
@@ -94,7 +142,7 @@ def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]
     rows = record["rows"]
     parts = [
         "## Speed of a search step\n\nOurs against the published way of computing the same step (`benchmarks/published.py`, "
-        "equal weights, losses compared first): the two in turn in one process, medians, the median of the rounds' ratios. "
+        "equal weights, losses compared first): the two in turn in one process, medians, the median of the rounds' ratios and their range. "
         "Peaks are of processes of their own, above what Python and torch take.\n",
         _networks(rows, table) + "\n",
     ]

@@ -61,13 +61,24 @@ class _Timed(TorchDispatchMode):
         if "convolution" in kind and args[9 if "backward" in kind else 8] > 1:
             kind = f"depthwise {kind}"
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        count = flop_registry.get(func.overloadpacket)
         row = self.rows.setdefault(kind, [0.0] * 4)
         row[0] += 1
         row[1] += seconds
-        row[2] += count(*args, **(kwargs or {}), out_val=out) if count is not None else 0
+        row[2] += _flops(func, args, kwargs or {}, out)
         row[3] += sum(t.numel() * t.element_size() for t in tensors)
         return out
+
+
+def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Return 2 per MAC; torch's own counter takes grouped convolutions, on the way back, for dense ones."""
+    name = func.overloadpacket.__name__
+    if name == "convolution":
+        return 2 * int(out.numel()) * int(args[1][0].numel())
+    if name == "convolution_backward":
+        wanted = sum(map(bool, args[10][:2]))  # of the input, of the kernel: as much as forward, each
+        return 2 * wanted * int(args[0].numel()) * int(args[2][0].numel())
+    count = flop_registry.get(func.overloadpacket)
+    return int(count(*args, **kwargs, out_val=out)) if count is not None else 0
 
 
 def roofline(step: Callable[[], None], limits: dict[str, float]) -> dict[str, dict[str, float]]:

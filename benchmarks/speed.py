@@ -38,7 +38,7 @@ PUBLISHED_CURVATURE = 2900.0
 
 
 def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int, base: str) -> dict[str, dict[str, float]]:
-    """Return median seconds of each work, and the median over rounds of how many times faster than `base` it is."""
+    """Return median seconds of each work, and median and range over rounds of its speed over that of `base`."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -47,14 +47,17 @@ def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int, base: str) -> d
             began = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - began)
-    return {
-        name: {
+    found = {}
+    for name, mine in times.items():
+        ratios = [b / a for a, b in zip(mine, times[base], strict=True)]
+        found[name] = {
             "seconds": statistics.median(mine),
             "least": min(mine),
-            "ratio": statistics.median(b / a for a, b in zip(mine, times[base], strict=True)),
+            "ratio": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
         }
-        for name, mine in times.items()
-    }
+    return found
 
 
 class Case:
@@ -134,10 +137,6 @@ def print_peak(which: str, given: Mapping[str, Any]) -> None:
     """Print by how much this process's resident memory grows with two steps, MiB."""
     import torch
 
-    def kib(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key))
-
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))
     before = kib("VmRSS")
     case = Case(given)
@@ -147,6 +146,12 @@ def print_peak(which: str, given: Mapping[str, Any]) -> None:
     step()
     step()
     print((kib("VmHWM") - before) / 1024)
+
+
+def kib(key: str) -> int:
+    """Return what the system says of this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def step_row(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,10 +336,6 @@ def main() -> None:
     if arguments.peak:
         print_peak(arguments.peak, json.loads(arguments.given))
         return
-    import torch
-
-    from bayesarch.workflows.environment import environment
-
     nets = SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
@@ -344,19 +345,25 @@ def main() -> None:
         "roofline": lambda: roofline_row(nets, short=arguments.short),
         "growth": lambda: growth_row(arguments.short),
     }
-    known = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else {}
-    for name in arguments.row or rows:
+    measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/speed.py")
+
+
+def measure(rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, command: str) -> None:
+    """Measure the rows wanted, and write the record after each; rows that are there and not wanted stay."""
+    import torch
+
+    from bayesarch.workflows.environment import environment
+
+    known = json.loads(out.read_text())["rows"] if out.exists() else {}
+    for name in wanted:
         here = environment(torch.device("cpu"))
         known[name] = {**rows[name](), "threads": torch.get_num_threads(), "commit": here["commit"]}
-        print(name, json.dumps(known[name].get("steps", known[name].get("of"))), flush=True)
-        record = {
-            "command": "python benchmarks/speed.py",
-            "environment": here,
-            "rows": known,
-        }
-        part = arguments.out.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        part.replace(arguments.out)
+        print(name, json.dumps(known[name])[:400], flush=True)
+        part = out.with_suffix(".part")
+        part.write_text(
+            json.dumps({"command": command, "environment": here, "rows": known}, indent=1, sort_keys=True) + "\n"
+        )
+        part.replace(out)
 
 
 if __name__ == "__main__":

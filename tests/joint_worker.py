@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesarch import cli
 from bayesarch.engine import Interrupted, Observer, World, pack
+from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, seeded
 from bayesarch.nets import Supernet
 from bayesarch.nets.gated import supernet_from
@@ -102,10 +103,21 @@ def stopped(folder: Path, world: World) -> int:
     seen = []
     stop = Observer(on_step=lambda place: seen.append(place.steps), should_stop=lambda: world.leads and len(seen) == 2)
     try:
-        make_engine(folder / "stop", epochs=1, world=world, observer=stop).run()
+        make_engine(folder / f"stop{world.rank}", epochs=1, world=world, observer=stop).run()
     except Interrupted:
         return seen[-1]
     return -1
+
+
+def refused(folder: Path, world: World) -> str:
+    """Return what is said of ways to hold less that a shared batch cannot be computed by."""
+    said = []
+    for way in ({"recompute": True}, {"parts": 2}):
+        try:
+            make_engine(folder / "way", epochs=1, world=world, **way)
+        except ConfigError as error:
+            said.append(str(error))
+    return " ".join(said)
 
 
 def diverged(world: World) -> str:
@@ -138,6 +150,8 @@ def main(folder: Path) -> None:
     world = World.join(Streams(0).device)
     found = {**all_passes(world), **searches(folder, world)}
     record = {"stopped": str(stopped(folder, world)), "diverged": diverged(world), "told": world.told(str(world.rank))}
+    record["saved"] = str((folder / f"stop{world.rank}" / "last.safetensors").exists())
+    record["ways"] = refused(folder, world)
     record["search"] = commanded(folder, "search", *COMMON, "--out", str(folder / "run"))
     record["resume"] = commanded(folder, "resume", str(folder / "broken"))
     record["refused"] = commanded(folder, "train", str(folder / "run"))

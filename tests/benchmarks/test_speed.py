@@ -14,6 +14,7 @@ from bayesarch.spaces import SPACES
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import machine
 import speed
 from published import PublishedNet, published_step
 from roofline import roofline
@@ -75,8 +76,8 @@ def test_ratios_are_medians_round_by_round():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed.time, "perf_counter", lambda: next(clock))
         found = speed.in_turn(works, 3, "base")
-    assert found["base"] == {"seconds": 4.0, "least": 2.0, "ratio": 1.0}
-    assert found["other"] == {"seconds": 1.0, "least": 1.0, "ratio": 2.0}
+    assert found["base"] == {"seconds": 4.0, "least": 2.0, "ratio": 1.0, "lowest": 1.0, "highest": 1.0}
+    assert found["other"] == {"seconds": 1.0, "least": 1.0, "ratio": 2.0, "lowest": 2.0, "highest": 6.0}
 
 
 def test_the_roofline_counts_flops_and_bytes(generator):
@@ -113,7 +114,38 @@ def test_the_short_form_measures_rows(tmp_path, monkeypatch):
     assert rows["augmentation"]["steps"]["ours"]["images_per_second"] > 0
 
 
+def test_the_roofline_counts_backward_passes_by_what_they_give(generator):
+    x = torch.randn(2, 4, 5, 5, generator=generator, requires_grad=True)
+    first = torch.randn(2, 4, 5, 5, generator=generator)
+    dense, deep = (torch.randn(4, c, 3, 3, generator=generator, requires_grad=True) for c in (4, 1))
+
+    def step():
+        F.conv2d(x, dense, padding=1).sum().backward()
+        F.conv2d(first, deep, padding=1, groups=4).sum().backward()
+
+    found = roofline(step, {"flops": 1e3, "bytes": 1e12})
+    assert found["convolution, backward"]["flops"] == 2 * 2 * (2 * 25 * 4 * 36)  # of the input and of the kernel
+    assert found["depthwise convolution, backward"]["flops"] == 2 * 25 * 4 * 9 * 2  # of the kernel alone
+
+
 @pytest.mark.slow
 def test_peaks_are_of_processes_of_their_own():
     given = {"space": "nb201", "sizes": {"channels": 8, "cells": 1}, "batch": 64, "rounds": 1}
     assert 20 < speed.peak_of("ours", "nb201", given) < 2000
+
+
+def test_rows_on_the_machine_are_measured():
+    found = machine.memory_of(4)  # the smallest
+    assert 5 < found["told"] < 50
+    assert found["grown"] >= 0
+    threads = torch.get_num_threads()
+    try:
+        (row,) = machine.passes_by_threads([[8, 8, 1]])
+    finally:
+        torch.set_num_threads(threads)
+    assert row["macs"] > 1e7
+    assert row["steps"]["one"]["ratio"] == 1.0
+    assert row["steps"]["two"]["lowest"] <= row["steps"]["two"]["ratio"] <= row["steps"]["two"]["highest"]
+    (row,) = machine.depthwise_row(short=True)["of"]
+    assert set(row["steps"]) == {"forward", "library, input", "ours, input", "library, kernel", "ours, kernel"}
+    assert torch.get_num_threads() == threads

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bayesarch as ba
-from bayesarch.engine import working_threads
+from bayesarch.engine import resolve_device, working_threads
 from bayesarch.engine.device import MACS_PER_THREAD
 
 
@@ -44,3 +44,12 @@ def test_a_small_search_takes_one_thread_and_leaves_the_process_as_it_was(four, 
     run = ba.search("planted", space="toy", out=tmp_path / "two", set={**settings, "engine.threads": 2})
     assert run.folder.read_json("environment.json")["threads"] == 2
     assert torch.get_num_threads() == 4
+
+
+def test_torchrun_gives_each_process_a_card_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert resolve_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cpu") == torch.device("cpu")

@@ -145,6 +145,13 @@ def test_a_search_by_two_is_the_search_by_one_up_to_rounding(both, alone, method
 def test_the_first_process_says_when_to_stop(both):
     assert [words["stopped"] for words in both[1]] == ["2", "2"]
     assert [words["told"] for words in both[1]] == ["0", "0"]
+    assert [words["saved"] for words in both[1]] == ["True", "False"], "the first one alone writes"
+
+
+def test_cells_are_not_computed_twice_where_the_batch_is_shared(both):
+    """A second pass would run outside of the shared one, and its gradients would be those of a part."""
+    for words in both[1]:
+        assert words["ways"].count("are for one process") == 2
 
 
 def test_processes_that_part_are_told_so(both):

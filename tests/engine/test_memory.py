@@ -60,8 +60,8 @@ def test_two_small_steps_tell_what_a_large_one_holds(space, method, settings):
     told = trial.memory()
     works = [
         lambda: trial.step(32),
-        lambda: trial._forward(32, training=True),
-        lambda: trial._forward(128, training=False),
+        lambda: trial.forward(32, training=True),
+        lambda: trial.forward(128, training=False),
     ]
     held = max(map(live_bytes, works))
     weights = sum(t.nbytes for t in (*trial.net.parameters(), *trial.net.buffers()))

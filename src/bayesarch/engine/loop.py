@@ -29,7 +29,7 @@ from bayesarch.engine.method import Clock, Method, found_by, partial_of
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
-from bayesarch.errors import CheckpointError, NumericalError
+from bayesarch.errors import CheckpointError, ConfigError, NumericalError
 from bayesarch.functional import Streams, cosine, falling_steps, warm_restarts
 from bayesarch.nets import Supernet
 
@@ -52,6 +52,9 @@ class Engine:
         checkpoint: file that the place is saved to.
         observer: who is told.
         world: the processes that work on this search; None: this one.
+
+    Raises:
+        ConfigError: if several processes are to compute cells twice or take parts.
     """
 
     def __init__(  # noqa: PLR0913 - a search has this many parts
@@ -75,6 +78,10 @@ class Engine:
         if partial_of(state) != net.partial:
             net.resize(partial_of(state), generator=streams["init/resize"])
         net.prune(state.live)
+        if self.world.size > 1 and (config.recompute or config.parts > 1):
+            raise ConfigError(
+                "engine.recompute and engine.parts are for one process; several share the batch already: leave them off"
+            )
         self.world.share(net)
         economise(net, recompute=config.recompute, parts=config.parts)
         self.weights = Weights(

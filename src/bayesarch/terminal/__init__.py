@@ -6,9 +6,9 @@ from bayesarch.terminal.ensembles import EnsembleProgress as EnsembleProgress
 from bayesarch.terminal.ensembles import RoadProgress as RoadProgress
 from bayesarch.terminal.ensembles import print_answers as print_answers
 from bayesarch.terminal.ensembles import print_evaluation as print_evaluation
-from bayesarch.terminal.searches import Progress as Progress
-from bayesarch.terminal.searches import TrainingProgress as TrainingProgress
-from bayesarch.terminal.searches import plan_line as plan_line
+from bayesarch.terminal.progress import Progress as Progress
+from bayesarch.terminal.progress import TrainingProgress as TrainingProgress
+from bayesarch.terminal.progress import plan_line as plan_line
 from bayesarch.terminal.searches import print_architecture as print_architecture
 from bayesarch.terminal.searches import print_comparison as print_comparison
 from bayesarch.terminal.searches import print_data_check as print_data_check

@@ -62,7 +62,7 @@ class RoadProgress:
     """
 
     def __init__(self, out: str, *, quiet: bool = False) -> None:
-        from bayesarch.terminal.searches import Progress
+        from bayesarch.terminal.progress import Progress
         from bayesarch.workflows.whole import RunListener
 
         self.path, self.again = out, f"bayesarch run --out {out}"

@@ -1,8 +1,6 @@
 """A compression under way: the network to be made smaller, the path of its rounds, the choice among them."""
 
-import contextlib
 import copy
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +24,15 @@ from bayesarch.engine import (
     penalised,
     resolve_device,
 )
-from bayesarch.errors import BayesarchError, ConfigError, RunError
+from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import Streams, seeded
 from bayesarch.functional import uncertainty as un
 from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
-from bayesarch.runs import RunFolder, now, write_atomically
+from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.workflows.compress_settings import CompressSettings
+from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.smaller import named_network
@@ -125,27 +124,14 @@ class Compression:
     def go(self, folder: RunFolder, listener: CompressionListener) -> Run:
         """Go on from where the folder stands, and write what came out."""
         self.folder, self.listener = folder, listener
-        folder.write_status(state="running", stage="compress", pid=os.getpid())
-        folder.log([f"{now()} compress: {self.settings.compress.method}"])
-        for where, why in self.units.whole.items():
-            folder.log([f"left whole at {where or 'the network'}: {why}"])
-        listener.on_start(str(folder.path))
-        try:
+        with outcome(folder, "compress", f"compress: {self.settings.compress.method}"):
+            for where, why in self.units.whole.items():
+                folder.log([f"left whole at {where or 'the network'}: {why}"])
+            listener.on_start(str(folder.path))
             with stop_on_signal(self.stop):
                 self._train_dense()
                 path = self._walk()
                 self._finish(path)
-        except Interrupted:
-            folder.write_status(state="interrupted", stage="compress")
-            folder.log([f"{now()} interrupted; bayesarch resume {folder.path}"])
-            raise
-        except BayesarchError as error:
-            with contextlib.suppress(RunError):
-                folder.write_status(state="failed", stage="compress", error=str(error))
-                folder.log([f"{now()} failed: {error}"])
-            raise
-        folder.write_status(state="finished", stage="done")
-        folder.log([f"{now()} finished"])
         return open_run(folder.path)
 
     def _trainer(

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 
 from bayesarch.data import Examples, Split, load, split, splits_on
-from bayesarch.engine import Interrupted, resolve_device
+from bayesarch.engine import resolve_device
 from bayesarch.ensembles import (
     SELECTIONS,
     SOURCES,
@@ -34,7 +34,7 @@ from bayesarch.ensembles import (
     fit_mixture,
     stacked_weights,
 )
-from bayesarch.errors import BayesarchError, ConfigError, RunError
+from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional.uncertainty import softmax
 from bayesarch.nets import architecture_cost, tidy_sizes
 from bayesarch.runs import RunFolder, free_path, now, write_atomically
@@ -46,6 +46,7 @@ from bayesarch.workflows.environment import environment
 from bayesarch.workflows.evaluate import evaluate
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.job import data_record
+from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.processes import at_once, run_folders, what_failed
 from bayesarch.workflows.repeats import keep_examples
 from bayesarch.workflows.run import Run, open_run
@@ -157,26 +158,14 @@ def _go(
 ) -> Run:
     """Train what is missing, choose, calibrate, evaluate; from where the folder stands."""
     stop, started = threading.Event(), time.time()
-    folder.write_status(state="running", stage="ensemble", pid=os.getpid())
-    folder.log([f"{now()} ensemble: {settings.ensemble.candidates}"])
-    listener.on_start(str(folder.path))
-    try:
+    with outcome(folder, "ensemble", f"ensemble: {settings.ensemble.candidates}"):
+        listener.on_start(str(folder.path))
         with stop_on_signal(stop):
             work = _Work(folder, settings, examples, parallel, listener, stop, ray)
             work.train()
             work.choose(seconds=time.time() - started)
         listener.on_stage("evaluating")
         evaluate(folder.path)
-    except Interrupted:
-        folder.write_status(state="interrupted", stage="ensemble")
-        folder.log([f"{now()} interrupted; bayesarch resume {folder.path}"])
-        raise
-    except BayesarchError as error:
-        folder.write_status(state="failed", stage="ensemble", error=str(error))
-        folder.log([f"{now()} failed: {error}"])
-        raise
-    folder.write_status(state="finished", stage="done")
-    folder.log([f"{now()} finished"])
     return open_run(folder.path)
 
 

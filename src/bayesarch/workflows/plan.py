@@ -130,8 +130,8 @@ class Trial:
         self.step(small)  # momentum is there from now on
         most = max(
             Line.through(self.step, small, 2 * small).at(batch),
-            Line.through(partial(self._forward, training=True), small, 2 * small).at(batch),
-            Line.through(partial(self._forward, training=False), small, 2 * small).at(SCORED * batch),
+            Line.through(partial(self.forward, training=True), small, 2 * small).at(batch),
+            Line.through(partial(self.forward, training=False), small, 2 * small).at(SCORED * batch),
         )
         self.net.train()
         momentum = sum(buffer.nbytes for buffer in self.weights.state().values())
@@ -140,7 +140,7 @@ class Trial:
         return most + weights + momentum + pixels
 
     @torch.no_grad()
-    def _forward(self, n: int, *, training: bool) -> None:
+    def forward(self, n: int, *, training: bool) -> None:
         """Take n examples through the network and keep nothing."""
         self.weights.zero()
         self.net.train(training)

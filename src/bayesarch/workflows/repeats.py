@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from bayesarch.data import Examples
-from bayesarch.engine import Interrupted
-from bayesarch.errors import BayesarchError
 from bayesarch.nets import architecture_cost
 from bayesarch.posteriors import Listed, word
 from bayesarch.report import write_repeats_report
 from bayesarch.runs import RunFolder, write_arrays
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.job import Job
+from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.processes import at_once, run_folders
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
@@ -97,7 +96,7 @@ def repeat(
         folder.write_status(state="running", stage="repeats", done=done, of=settings.repeats, pid=os.getpid())
         on_repeats(done, running, settings.repeats)
 
-    try:
+    with outcome(folder, "repeats", f"repeats: {settings.repeats}"):
         with stop_on_signal(stop):
             run_folders(
                 child_paths(folder, settings.repeats),
@@ -107,16 +106,6 @@ def repeat(
                 on_change=on_change,
             )
         _collect(folder, settings, seconds=time.time() - started)
-    except Interrupted:
-        folder.write_status(state="interrupted", stage="repeats")
-        folder.log([f"interrupted; bayesarch resume {folder.path}"])
-        raise
-    except BayesarchError as error:
-        folder.write_status(state="failed", stage="repeats", error=str(error))
-        folder.log([f"failed: {error}"])
-        raise
-    folder.write_status(state="finished", stage="done")
-    folder.log([f"finished {settings.repeats} repeats"])
     return Run(folder, settings.space)
 
 

@@ -227,7 +227,6 @@ def resume_together(
 
 def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
     """Run the engine from where the folder stands, and write what it found."""
-    started = time.time()
     stop = threading.Event()
 
     def on_round(record: dict[str, Any]) -> None:
@@ -240,22 +239,14 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
         if not fresh and engine.checkpoint.exists():
             engine.restore()
         folder.write_json("environment.json", environment(job.device))
-        return _searched(job, engine, folder, listener, stop, fresh=fresh, started=started)
+        folder.log([f"{now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
+        return _searched(job, engine, folder, listener, stop)
 
 
-def _searched(
-    job: Job,
-    engine: Engine,
-    folder: RunFolder,
-    listener: Listener,
-    stop: threading.Event,
-    *,
-    fresh: bool,
-    started: float,
-) -> Run:
+def _searched(job: Job, engine: Engine, folder: RunFolder, listener: Listener, stop: threading.Event) -> Run:
     """Run the engine to its end, and write what it found."""
+    started = time.time()
     folder.keep_metrics(engine.place.records)
-    folder.log([f"{now()} {'search' if fresh else 'resume'} at step {engine.place.steps}"])
     folder.write_status(state="running", stage=engine.place.stage, epoch=0, pid=os.getpid())
     listener.on_start(engine)
     try:

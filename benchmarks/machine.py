@@ -1,0 +1,191 @@
+"""What the library does on this machine, that our choices rest on: memory, threads, depthwise convolutions.
+
+    python benchmarks/machine.py               about 5 minutes on two idle cores
+    python benchmarks/machine.py --short       one size each: that the rows can be measured
+    python benchmarks/machine.py --row memory  one row; the others stay as they are in the record
+
+Nothing else should run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from speed import Case, in_turn, kib, measure
+
+OUT = Path(__file__).parent / "results" / "machine.json"
+MEMORY: list[tuple[str, str, dict[str, int], int, int]] = [
+    ("bpnas", "nb201", {"channels": 16, "cells": 1}, 16, 32),
+    ("bpnas", "nb201", {"channels": 16, "cells": 1}, 64, 32),
+    ("bpnas", "nb201", {"channels": 16, "cells": 1}, 128, 32),
+    ("bpnas", "nb201", {"channels": 8, "cells": 2}, 64, 32),
+    ("bpnas", "nb201", {"channels": 16, "cells": 1}, 64, 8),
+    ("darts", "darts", {"channels": 8, "layers": 3}, 32, 32),
+    ("bpnas", "darts", {"channels": 16, "layers": 5}, 16, 32),
+    ("bayesnas", "bayesnas-cell", {"channels": 8, "layers": 3}, 18, 32),
+    ("pgnas", "shake-shake", {}, 16, 32),
+]
+"""(method, space, sizes, batch, side) of searches whose memory is told and measured."""
+
+
+def memory_of(place: int) -> dict[str, float]:
+    """Return what a search is told to hold, and by how much a process grows with two of its steps, MiB."""
+    import numpy as np
+    import torch
+
+    from bayesarch.workflows.job import prepare
+
+    torch.set_num_threads(1)
+    method, space, sizes, batch, side = MEMORY[place]
+    rng, n = np.random.default_rng(0), 12 * batch + 120
+    data = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % 10
+    given = {"engine.batch_size": batch, **{f"space.{key}": value for key, value in sizes.items()}}
+    job = prepare(data, space=space, method=method, set=given)
+    before = kib("VmRSS")
+    trial = job.trial()
+    trial.step(batch)
+    trial.step(batch)
+    grown = (kib("VmHWM") - before) / 1024
+    return {"grown": grown, "told": job.trial().memory() / 2**20}
+
+
+def memory_row(short: bool) -> dict[str, Any]:
+    """Return told and resident memory of several searches, each in a process of its own, and of one without reuse."""
+    found = []
+    for place, (method, space, sizes, batch, side) in enumerate(MEMORY[4:5] if short else MEMORY):
+        at = place + 4 * short
+        row = {"method": method, "space": space, "sizes": sizes, "batch": batch, "side": side, **_alone(at)}
+        found.append(row)
+    # every tensor with pages of its own: what is left over the tensors is not fragments
+    return {"of": found, "pages": _alone(4 if short else 1, MALLOC_MMAP_THRESHOLD_="65536")}
+
+
+def _alone(place: int, **environment: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def threads_row(short: bool) -> dict[str, Any]:
+    """Return weights' passes of nb201 by one thread and by two, asleep or spinning while they wait."""
+    sizes = [(8, 8, 1), (8, 16, 1), (8, 32, 1), (8, 16, 5), (16, 16, 1), (28, 8, 1), (16, 32, 1), (32, 16, 1)]
+    return {
+        "batch": 64,
+        **{policy.lower(): _passes(sizes[:1] if short else sizes, policy) for policy in ("PASSIVE", "ACTIVE")},
+    }
+
+
+def _passes(sizes: list[tuple[int, int, int]], policy: str) -> list[dict[str, Any]]:
+    command = [sys.executable, __file__, "--threads", json.dumps(sizes)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_WAIT_POLICY": policy}
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def passes_by_threads(sizes: list[list[int]]) -> list[dict[str, Any]]:
+    """Return a weights' pass at each size, by one thread and by two in turn."""
+    import torch
+    from torch.nn import functional as F
+
+    found = []
+    for side, channels, cells in sizes:
+        case = Case({"space": "nb201", "sizes": {"channels": channels, "cells": cells}, "batch": 64}, side=side)
+        gates, batch = torch.full((1, 1, case.space.n_options), 0.2), case.batches["weights"]
+
+        def step(threads: int, case: Case = case, gates: Any = gates, batch: Any = batch) -> None:
+            torch.set_num_threads(threads)
+            case.net.zero_grad()
+            F.cross_entropy(case.net(batch.images, gates), batch.labels).backward()
+
+        def twice(threads: int, step: Any = step) -> Callable[[], None]:
+            return lambda: (step(threads), step(threads))[0]
+
+        works = {"one": twice(1), "two": twice(2)}
+        found.append(
+            {"side": side, "channels": channels, "cells": cells, "macs": 64 * case.net.full_macs,
+             "steps": in_turn(works, 7, "one")}
+        )  # fmt: skip
+    return found
+
+
+def depthwise_row(short: bool) -> dict[str, Any]:
+    """Return the parts of a depthwise convolution by the library and by `nets/depthwise.py`, one thread, batch 64."""
+    import torch
+
+    from bayesarch.nets.depthwise import kernel_gradient
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shapes = [
+        (16, 32, 3, 1),
+        (16, 32, 5, 1),
+        (16, 32, 3, 2),
+        (16, 32, 5, 2),
+        (32, 16, 3, 2),
+        (32, 16, 5, 2),
+        (64, 8, 5, 2),
+    ]
+    found = []
+    for channels, side, kernel, d in shapes[:1] if short else shapes:
+        x, dy = (torch.randn(64, channels, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        weight, pad = torch.randn(channels, 1, kernel, kernel), d * (kernel - 1) // 2
+
+        def back(mask: list[bool], x: Any = x, dy: Any = dy, w: Any = weight, pad: int = pad, d: int = d) -> Any:
+            return lambda: torch.ops.aten.convolution_backward(
+                dy, x, w, None, [1, 1], [pad, pad], [d, d], False, [0, 0], len(w), mask
+            )
+
+        def forward(y: Any, w: Any, pad: int = pad, d: int = d) -> Callable[[], Any]:
+            return lambda: torch.conv2d(y, w, None, 1, pad, d, len(w))
+
+        def ours(x: Any = x, dy: Any = dy, w: Any = weight, d: int = d) -> Any:
+            return kernel_gradient(x, dy, w, d)
+
+        works = {
+            "forward": forward(x, weight),
+            "library, input": back([True, False, False]),
+            "ours, input": forward(dy, weight.flip(2, 3)),
+            "library, kernel": back([False, True, False]),
+            "ours, kernel": ours,
+        }
+        found.append(
+            {"channels": channels, "side": side, "kernel": kernel, "dilation": d,
+             "steps": in_turn(works, 2 if short else 15, "forward")}
+        )  # fmt: skip
+    torch.set_num_threads(before)
+    return {"of": found}
+
+
+def main() -> None:
+    """Measure, and write the record after each row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--row", action="append")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory is not None:
+        print(json.dumps(memory_of(arguments.memory)))
+        return
+    if arguments.threads:
+        print(json.dumps(passes_by_threads(json.loads(arguments.threads))))
+        return
+    rows = {
+        "memory": lambda: memory_row(arguments.short),
+        "threads": lambda: threads_row(arguments.short),
+        "depthwise": lambda: depthwise_row(arguments.short),
+    }
+    measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/machine.py")
+
+
+if __name__ == "__main__":
+    main()

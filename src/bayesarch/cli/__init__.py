@@ -1,0 +1,51 @@
+"""The command line: names to workflows. The only place that prints; heavy imports happen inside the commands."""
+
+import os
+import sys
+
+import typer
+
+from bayesarch.cli.common import follows, refuse_many
+from bayesarch.cli.machine import data_app, doctor
+from bayesarch.cli.networks import compress, ensemble, evaluate, export, train
+from bayesarch.cli.runs import compare, report, resume, sample, show, status
+from bayesarch.cli.searches import run, search
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="bayesarch",
+    help="Bayesian neural architecture search: labelled examples in, a posterior over architectures out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+COMMANDS = (
+    run, search, train, ensemble, evaluate, export, compress, resume, status, show, sample, report, compare,
+)  # fmt: skip
+"""Every command of one word, in the order that `--help` lists them."""
+
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(data_app, name="data")
+app.command()(doctor)
+
+
+def main() -> None:
+    """Run the command line; errors of ours end in one clear line and exit code 2."""
+    # Before torch loads: waiting threads sleep instead of spinning (docs/decisions/0009-waiting-threads-sleep.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    from bayesarch.errors import BayesarchError
+
+    if follows():
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends; the first one prints
+    try:
+        refuse_many(sys.argv[1:])
+        app()
+    except BayesarchError as error:
+        who = f"process {os.environ['RANK']}: " if follows() else ""
+        print(f"{who}error: {error}", file=sys.stderr)
+        sys.exit(2)
