@@ -3,6 +3,7 @@
 RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python tests/joint_worker.py FOLDER
 """
 
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -130,14 +131,16 @@ def diverged(world: World) -> str:
 
 
 def commanded(folder: Path, *arguments: str) -> str:
-    """Return what the command line prints."""
+    """Return what the command line prints, refusals in one line among it."""
     sys.argv = ["bayesarch", *arguments]
-    shown, before = io.StringIO(), sys.stdout
+    shown, before, errors = io.StringIO(), sys.stdout, io.StringIO()
     sys.stdout = shown
     try:
-        cli.main()
+        with contextlib.redirect_stderr(errors):
+            cli.main()
     except SystemExit as left:
-        print("left with", left.code)
+        if left.code:
+            return f"left with {left.code}: {errors.getvalue()}"
     finally:
         sys.stdout = before
     return shown.getvalue()
