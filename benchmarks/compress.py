@@ -87,6 +87,13 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
     }  # fmt: skip
 
 
+def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """Return the command line that makes the record, without what says only where to work."""
+    given = {key: value for key, value in vars(arguments).items() if key != "work" and value != parser.get_default(key)}
+    given = {"network": arguments.network, "seeds": arguments.seeds} | given
+    return "python benchmarks/compress.py " + " ".join(f"--{key} {value}" for key, value in given.items())
+
+
 def main() -> None:
     """Run what is missing, and write the record after each path."""
     import torch
@@ -112,8 +119,7 @@ def main() -> None:
                 continue
             done[method, seed] = points(arguments.network, method, seed, arguments.work, arguments.limit, arguments)
             record = {
-                "command": f"python benchmarks/compress.py --network {arguments.network} --seeds {arguments.seeds}"
-                + (f" --limit {arguments.limit}" if arguments.limit else ""),
+                "command": _command(parser, arguments),
                 "environment": environment(torch.device("cpu")),
                 "runs": [done[key] for key in sorted(done, key=lambda key: (key[1], key[0]))],
             }

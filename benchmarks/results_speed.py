@@ -115,8 +115,8 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     pages = rows["memory"]["pages"]
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Told*: tensors alive at once, from two small steps. "
-        "*Grown*: resident memory of a process of its own over two full steps. The last column takes 120 MiB off for what "
-        "torch's convolutions take themselves.\n\n"
+        "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included. The last column takes 120 MiB "
+        "off for what torch's convolutions and the report take themselves.\n\n"
         + table(["search", "sizes", "batch", "side", "told, MiB", "grown, MiB", "(grown - 120) / told"], held)
         + f"\n\nThe second of these with pages of its own for every tensor (`MALLOC_MMAP_THRESHOLD_=65536`): grown "
         f"{pages['grown']:.0f} MiB.\n",

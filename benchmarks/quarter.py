@@ -1,0 +1,23 @@
+"""Networks for small photographs at a quarter of the published width, for `bayesarch compress --module`."""
+
+from torch import nn
+
+from bayesarch.nets import CLASSICS
+from bayesarch.nets.densenet import DenseNet
+
+__all__ = ["densenet", "resnet18", "vgg16"]
+
+
+def resnet18(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return ResNet-18, its stem for small images, 16 channels in the first stage."""
+    return CLASSICS["resnet18"](input_shape, classes, width=16)  # type: ignore[call-arg]
+
+
+def vgg16(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return VGG-16 with norms, 16 channels in the first stage."""
+    return CLASSICS["vgg16"](input_shape, classes, width=16)  # type: ignore[call-arg]
+
+
+def densenet(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a DenseNet with bottlenecks of three blocks of four layers, 8 channels a layer."""
+    return DenseNet(growth=8, blocks=(4, 4, 4), small_images=True, input_shape=input_shape, classes=classes)
