@@ -1,5 +1,7 @@
 """What a folder says of the work in it, however that ends."""
 
+import contextlib
+
 import pytest
 
 from bayesarch.engine import Interrupted
@@ -11,13 +13,11 @@ from bayesarch.workflows.outcome import outcome
 def test_a_folder_tells_how_its_work_ended(tmp_path):
     def status_after(name, raised):
         folder = RunFolder.create(tmp_path / name)
-        try:
-            with outcome(folder, "compress", "compress: evidence"):
-                assert folder.read_json("status.json")["state"] == "running"
-                if raised is not None:
-                    raise raised
-        except (Interrupted, RunError) as error:
-            assert error is raised
+        passed = pytest.raises(type(raised)) if raised is not None else contextlib.nullcontext()
+        with passed, outcome(folder, "compress", "compress: evidence"):
+            assert folder.read_json("status.json")["state"] == "running"
+            if raised is not None:
+                raise raised
         return folder.read_json("status.json"), (folder.path / "log.txt").read_text()
 
     status, log = status_after("good", None)

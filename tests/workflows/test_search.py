@@ -126,9 +126,10 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(finished, tmp_pat
         wait_for_records(path, records, process)
         time.sleep(pause)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody has asked for it yet
         assert not (path / "posterior.json").exists()
         assert ba.open_run(path).status["state"] == "interrupted"  # though its file says running
+        process.communicate()
         if number == 0:
             with pytest.raises(RunError, match="bayesarch resume"):
                 _ = ba.open_run(path).posterior

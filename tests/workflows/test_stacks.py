@@ -1,11 +1,11 @@
-"""Which members train as one, and that the choice is a measurement."""
+"""Which members train as one, and that the choice is no clock's."""
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from bayesarch.engine import TrainConfig
+from bayesarch.nets import architecture_cost
 from bayesarch.spaces import NB201, Architecture
 from bayesarch.workflows import stacks
 
@@ -20,30 +20,27 @@ def test_the_same_architectures_form_groups():
     assert stacks.groups(asked) == [[paths[0], paths[2], paths[3]]]
 
 
-@pytest.mark.parametrize(
-    ("alone", "together", "parallel", "of", "pays"),
-    [(1.0, 1.3, 2, 3, True), (1.0, 1.9, 2, 3, False), (1.0, 1.9, 1, 3, True), (1.0, 0.95, 3, 3, False)],
-)
-def test_a_stack_must_beat_processes_side_by_side(monkeypatch, alone, together, parallel, of, pays):
-    times = iter([alone, together])
-    monkeypatch.setattr(stacks, "_timed", lambda work, threads: (work(), next(times))[1])
-    said = stacks.stacking_pays(
-        Architecture.parse(CELL, NB201), of=of, sizes=NB201.sizes(channels=2, cells=1), input_shape=(1, 8, 8),
-        classes=3, config=TrainConfig(batch_size=4), device=torch.device("cpu"), parallel=parallel,
-    )  # fmt: skip
-    assert said is pays
-
-
-def test_what_draws_inside_is_not_stacked(monkeypatch):
-    monkeypatch.setattr(stacks, "_timed", lambda work, threads: pytest.fail("nothing is to be timed"))
-    assert not stacks.stacking_pays(
-        Architecture.parse(CELL, NB201), of=3, sizes=NB201.sizes(channels=2, cells=1), input_shape=(1, 8, 8),
-        classes=3, config=TrainConfig(drop_path=0.2), device=torch.device("cpu"), parallel=1,
+def pays(*, batch_size=4, parallel=1, device="cpu", arch=CELL, space=NB201, **recipe):
+    return stacks.stacking_pays(
+        Architecture.parse(arch, space), sizes=space.sizes(channels=2, cells=1), input_shape=(1, 8, 8), classes=3,
+        config=TrainConfig(batch_size=batch_size, **recipe), device=torch.device(device), parallel=parallel,
     )  # fmt: skip
 
 
-def test_timing_leaves_the_number_of_threads_as_it_was():
-    before, seen = torch.get_num_threads(), []
-    assert stacks._timed(lambda: seen.append(torch.get_num_threads()), before + 1) >= 0
-    assert set(seen) == {before + 1}
-    assert torch.get_num_threads() == before
+def test_small_networks_are_stacked_where_processes_would_not_run_side_by_side():
+    assert pays()
+    assert not pays(parallel=2)
+    assert pays(parallel=2, device="meta")  # any accelerator
+
+
+def test_the_size_of_a_step_decides_and_no_clock(monkeypatch):
+    macs = architecture_cost(
+        Architecture.parse(CELL, NB201), sizes=NB201.sizes(channels=2, cells=1), input_shape=(1, 8, 8), classes=3
+    ).macs
+    monkeypatch.setattr(stacks, "SMALL_STEP", 64 * macs)
+    assert pays(batch_size=64)
+    assert not pays(batch_size=65)
+
+
+def test_what_draws_inside_is_not_stacked():
+    assert not pays(drop_path=0.2)

@@ -245,7 +245,7 @@ class _Work:
             for paths in groups(asked)
             if mode == "always"
             or stacking_pays(
-                asked[paths[0]], of=len(paths), sizes=self.sizes, input_shape=self.examples.input_shape,
+                asked[paths[0]], sizes=self.sizes, input_shape=self.examples.input_shape,
                 classes=len(self.examples.classes), config=self.settings.train, device=self.device, parallel=parallel,
             )
         ]  # fmt: skip

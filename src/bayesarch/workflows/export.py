@@ -153,13 +153,19 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
     return {
         "bayesarch": __version__,
         "classes": json.dumps(list(predictor.classes)),
-        "input": f"images: float32 (n, {c}, {h}, {w}), pixel values as they were trained on; scaled inside",
+        "input": f"images: float32 (n, {c}, {h}, {w}), pixel values on the scale they were trained on, where they were "
+        f"{_on_average(predictor)}; scaled inside",
         "mean": json.dumps(predictor.mean.tolist()),
         "std": json.dumps(predictor.std.tolist()),
         "outputs": json.dumps(OUTPUTS),
         "mixture": json.dumps(predictor.mixture.to_json()),
         "architectures": json.dumps([str(arch) for arch in predictor.architectures]),
     }
+
+
+def _on_average(predictor: Predictor) -> str:
+    """Return what pixel values were on average: whoever feeds 0..1 where 0..255 was trained on sees it."""
+    return " and ".join(f"{mean:.3g}" for mean in predictor.mean.tolist()) + " on average"
 
 
 def _example(predictor: Predictor) -> torch.Tensor:
@@ -239,6 +245,7 @@ def _write_source(path: Path, predictor: Predictor) -> None:
         input_shape=predictor.input_shape,
         mean=predictor.mean.tolist(),
         std=predictor.std.tolist(),
+        on_average=_on_average(predictor),
         mixture={key: np.asarray(value).tolist() for key, value in predictor.mixture.to_json().items()},
         architectures=[str(arch) for arch in predictor.architectures],
         version=__version__,

@@ -1,7 +1,9 @@
 """A finished or half-finished run as an object: what `search` returns and `open_run` reads back."""
 
+import contextlib
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,7 +211,7 @@ class Run:
 
 
 def _alive(pid: Any) -> bool:
-    """Return whether a process of that number exists on this machine."""
+    """Return whether a process of that number runs on this machine; a dead one whose parent has not looked does not."""
     if not isinstance(pid, int):
         return False
     try:
@@ -218,6 +220,8 @@ def _alive(pid: Any) -> bool:
         return False
     except PermissionError:  # somebody else's process is a process
         return True
+    with contextlib.suppress(OSError):  # where there is no /proc, a number is all there is to go by
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 
