@@ -7,7 +7,7 @@ __all__ = ["compress_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
-METHODS = ("evidence", "group-lasso", "magnitude", "random")
+METHODS = ("evidence", "bernoulli", "group-lasso", "magnitude", "random")
 PUBLISHED = {
     "lenet-300-100": "L0 266-88-33 at 1.6 % and 53.3 K FLOPs, VIB 97-71-33 at 1.6 % and 19.1 K FLOPs, both 2 x MACs, so "
     "26.6 and 9.6 K MACs (their dense networks have 1.6 to 1.8 %)",

@@ -7,7 +7,7 @@ import torch
 from test_curvature import Images
 from torch import nn
 
-from bayesarch.engine import RULES, Relevance, ShrinkConfig, cut_of_round, penalised, weight_curvature
+from bayesarch.engine import RULES, Asked, Relevance, ShrinkConfig, cut_of_round, pressure_of_round, weight_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
 from bayesarch.nets import units_of
@@ -92,10 +92,10 @@ def test_more_lambda_lets_more_go(net, units):
     assert counts[0] < counts[-1]
 
 
-def cut(net, units, seed=0, **settings):
+def cut(net, units, seed=0, known=None, **settings):
     config = ShrinkConfig(**{"curvature": "exact", **settings})
     stream = torch.Generator().manual_seed(seed)
-    return cut_of_round(net, units, hidden(units), Split(), config, 1e6, stream)
+    return cut_of_round(net, units, hidden(units), Asked(Split(), config, 1e6, stream, known))
 
 
 @pytest.mark.parametrize("method", sorted(RULES))
@@ -118,6 +118,17 @@ def test_the_least_important_leave_first(net, units):
         assert (~made.keep).nonzero().flatten().tolist() == [int(first[3])], method
 
 
+def test_masks_let_go_what_they_drop_more_often_than_not_likeliest_first(net, units):
+    first = of(units, "1.weight", 0)
+    known = torch.full((units.count,), -1.0)
+    known[first[:4]] = torch.tensor([0.5, 3.0, 2.0, -0.1])
+    known[~hidden(units)] = 9.0
+    made = cut(net, units, method="bernoulli", at_most=0.15, known=known)
+    assert (~made.keep).nonzero().flatten().tolist() == sorted([int(first[1]), int(first[2])])
+    assert (made.dead, made.spent) == (3, False)
+    assert cut(net, units, method="bernoulli", at_most=0.5).dead == 0  # where nothing has been learned
+
+
 def test_random_is_random_and_repeats_itself(net, units):
     picks = [cut(net, units, method="random", seed=seed).keep for seed in (0, 0, 1)]
     assert torch.equal(picks[0], picks[1])
@@ -127,7 +138,7 @@ def test_random_is_random_and_repeats_itself(net, units):
 def test_only_rules_with_a_penalty_train_under_one(net, units):
     def made(**settings):
         config = ShrinkConfig(curvature="exact", **settings)
-        return penalised(net, units, hidden(units), Split(), config, 1.0, torch.Generator())
+        return pressure_of_round(net, units, hidden(units), Asked(Split(), config, 1.0, torch.Generator()))
 
     assert made(method="magnitude") is None
     assert made(method="random") is None

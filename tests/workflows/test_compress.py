@@ -103,6 +103,41 @@ def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
     assert done.summary["rows"][1]["nll"] == made.summary["rows"][1]["nll"]
 
 
+def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def on_round(record):
+        if record["epoch"] == 3:
+            raise Stop
+
+    weights = made.folder.path / "networks" / "dense.safetensors"
+    given = {"weights": weights, "method": "bernoulli", "max_params": 25_000}
+    settings = {**SMALL, "compress.finetune_epochs": 1, "compress.lam": 0.03}
+    whole = ba.compress("lenet-300-100", "digits", **given, set=settings, out=tmp_path / "a")
+    first, *others = whole.metrics
+    assert first["dead"] == 0  # nothing is known yet
+    assert any(record["dead"] > 0 for record in others)
+    assert whole.summary["params"] <= 25_000
+    assert whole.summary["rows"][1]["accuracy"]["value"] > 0.85
+    state = safetensors.torch.load_file(whole.folder.path / "rounds" / "001.safetensors")
+    left = state["keep"].bool()
+    assert state["known"].shape == left.shape
+    with pytest.raises(Stop):
+        ba.compress(
+            "lenet-300-100", "digits", **given, set=settings, out=tmp_path / "b",
+            listener=CompressionListener(on_round=on_round),
+        )  # fmt: skip
+    status = json.loads((tmp_path / "b" / "status.json").read_text())
+    (tmp_path / "b" / "status.json").write_text(json.dumps({**status, "pid": 2**30}))
+    gone_on = ba.resume(tmp_path / "b")
+    mine, other = (
+        safetensors.torch.load_file(run.folder.path / "networks" / "small.safetensors") for run in (gone_on, whole)
+    )
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+    assert [r["dead"] for r in gone_on.metrics] == [r["dead"] for r in whole.metrics]
+
+
 def test_a_module_of_ones_own_with_its_weights(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

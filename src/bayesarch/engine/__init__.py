@@ -15,6 +15,7 @@ from bayesarch.engine.device import resolve_device as resolve_device
 from bayesarch.engine.device import working_threads as working_threads
 from bayesarch.engine.joint import World as World
 from bayesarch.engine.loop import Engine as Engine
+from bayesarch.engine.masks import UnitMasks as UnitMasks
 from bayesarch.engine.memory import SCORED as SCORED
 from bayesarch.engine.memory import Line as Line
 from bayesarch.engine.memory import economise as economise
@@ -26,11 +27,12 @@ from bayesarch.engine.method import Setting as Setting
 from bayesarch.engine.method import State as State
 from bayesarch.engine.method import found_by as found_by
 from bayesarch.engine.method import partial_of as partial_of
+from bayesarch.engine.penalised import PenalisedTrainer as PenalisedTrainer
+from bayesarch.engine.penalised import Pressure as Pressure
 from bayesarch.engine.place import EngineConfig as EngineConfig
 from bayesarch.engine.place import Interrupted as Interrupted
 from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
-from bayesarch.engine.relevance import PenalisedTrainer as PenalisedTrainer
 from bayesarch.engine.relevance import Relevance as Relevance
 from bayesarch.engine.score import Score as Score
 from bayesarch.engine.score import batch_loss as batch_loss
@@ -38,10 +40,11 @@ from bayesarch.engine.score import batch_statistics as batch_statistics
 from bayesarch.engine.score import recalibrate as recalibrate
 from bayesarch.engine.score import score as score
 from bayesarch.engine.shrinking import RULES as RULES
+from bayesarch.engine.shrinking import Asked as Asked
 from bayesarch.engine.shrinking import Cut as Cut
 from bayesarch.engine.shrinking import ShrinkConfig as ShrinkConfig
 from bayesarch.engine.shrinking import cut_of_round as cut_of_round
-from bayesarch.engine.shrinking import penalised as penalised
+from bayesarch.engine.shrinking import pressure_of_round as pressure_of_round
 from bayesarch.engine.together import Together as Together
 from bayesarch.engine.together import can_stack as can_stack
 from bayesarch.engine.trainer import TrainConfig as TrainConfig
@@ -53,6 +56,7 @@ from bayesarch.engine.weights import Weights as Weights
 __all__ = [
     "RULES",
     "SCORED",
+    "Asked",
     "Clock",
     "Curvature",
     "Cut",
@@ -65,6 +69,7 @@ __all__ = [
     "Observer",
     "PenalisedTrainer",
     "Place",
+    "Pressure",
     "Relevance",
     "Score",
     "Setting",
@@ -73,6 +78,7 @@ __all__ = [
     "Together",
     "TrainConfig",
     "Trainer",
+    "UnitMasks",
     "Weights",
     "World",
     "autocast",
@@ -89,7 +95,7 @@ __all__ = [
     "load_checkpoint",
     "pack",
     "partial_of",
-    "penalised",
+    "pressure_of_round",
     "recalibrate",
     "resolve_device",
     "save_checkpoint",

@@ -1,12 +1,12 @@
-"""The evidence of a network's units: priors on groups of its weights, and training under the penalty they make."""
+"""The evidence of a network's units: priors on groups of its weights, and the penalty they make."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bayesarch.engine.trainer import Trainer
 from bayesarch.functional.groups import (
     group_sizes,
     group_slopes,
@@ -17,7 +17,7 @@ from bayesarch.functional.groups import (
 )
 from bayesarch.nets.coupling import Units
 
-__all__ = ["PenalisedTrainer", "Relevance"]
+__all__ = ["Relevance"]
 
 LARGE = 1e10
 """Variance of a unit that may not leave: its prior is flat."""
@@ -90,6 +90,31 @@ class Relevance:
         left = torch.where(self.free, left, torch.ones_like(left))
         return left.float().cpu(), saliency(weights, h, groups, self.units.count).cpu()
 
+    def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
+        """Leave the pass forward as it is."""
+        return nullcontext()
+
+    def cost(self) -> float:
+        """Return nothing: the penalty is paid by `step`."""
+        return 0.0
+
+    def step(self, amount: float) -> None:
+        """Take the penalty's part of a step."""
+        self.shrink(amount)
+
+    def learned(self) -> None:
+        """Return nothing: the next cut looks at the network alone."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: what is paid follows from the network at the round's beginning."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put nothing back."""
+
+    def close(self) -> None:
+        """Do nothing: the network was left as it is."""
+
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
         """Take the penalty's part of a step: every unit's weights towards zero, and onto it.
@@ -102,25 +127,3 @@ class Relevance:
         for name, groups in self.tensors.items():
             for index in groups:
                 parameters[name].mul_(factors[index])
-
-
-class PenalisedTrainer(Trainer):
-    """A training whose every step ends with the penalty's, and whose weights on inputs that have left stay zero.
-
-    With momentum m a step's displacement is lr / (1 - m) times a lasting gradient, and so the penalty's is made.
-    """
-
-    relevance: Relevance | None = None
-    share = 1.0
-    """Part of the steps, the first ones, that pay the penalty; what is left then settles without it."""
-    held: Sequence[tuple[nn.Parameter, Tensor]] = ()
-
-    def move(self) -> None:
-        """Take the weights' step, and the penalty's."""
-        super().move()
-        done = self.place.epoch * self.steps_per_epoch + self.place.step
-        if self.relevance is not None and done < self.share * self.config.epochs * self.steps_per_epoch:
-            self.relevance.shrink(self._lr() / (1.0 - self.config.momentum))
-        with torch.no_grad():
-            for p, stays in self.held:
-                p.mul_(stays)

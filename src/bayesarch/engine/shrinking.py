@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from bayesarch.config import Config
 from bayesarch.data import Split
+from bayesarch.engine.masks import UnitMasks
+from bayesarch.engine.penalised import Pressure
 from bayesarch.engine.relevance import Relevance
 from bayesarch.engine.weight_curvature import weight_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.nets.coupling import Units
 
-__all__ = ["RULES", "Cut", "ShrinkConfig", "cut_of_round", "penalised"]
+__all__ = ["RULES", "Asked", "Cut", "Rule", "ShrinkConfig", "cut_of_round", "pressure_of_round"]
 
 LEFT = 0.01
 """A unit is dead where the evidence leaves less than this part of its squared norm."""
@@ -25,7 +27,7 @@ class ShrinkConfig(Config):
     """How a network is made smaller."""
 
     method: str = "evidence"
-    """evidence, or a baseline: magnitude, random, group-lasso."""
+    """evidence; bernoulli (PGNAS's masks, on units); or a baseline: magnitude, random, group-lasso."""
     rounds: int = Field(default=80, ge=1)
     """Cap on rounds of cutting and training."""
     at_most: float = Field(default=0.1, gt=0, lt=1)
@@ -40,6 +42,10 @@ class ShrinkConfig(Config):
     """Part of that training that pays it: the rest lets what is left settle, so that the next cut sees an optimum."""
     form: Literal["sum", "mean"] = "sum"
     """Slopes of a group: summed, or divided by its size (not derived; as a public code has it)."""
+    mask_lr: float = Field(default=0.1, gt=0)
+    """Step on the masks' logits (bernoulli)."""
+    mask_tau: float = Field(default=0.2, gt=0)
+    """Temperature of the masks' draws (bernoulli)."""
     inputs: bool = False
     """Whether the network's inputs may leave too."""
     curvature: Literal["exact", "mc"] = "mc"
@@ -67,95 +73,138 @@ class Cut:
     spent: bool
 
 
-Rule = Callable[[nn.Module, Units, Tensor, Split, ShrinkConfig, float, torch.Generator], tuple[Tensor, Tensor]]
-"""(network, units, which may leave, examples, settings, lambda, stream) -> (which are dead, order: lowest first)."""
+@dataclass(frozen=True)
+class Asked:
+    """What a rule is told beside the network and its units.
+
+    Attributes:
+        split: examples for the curvature, without augmentation.
+        config: how.
+        lam: weight of the prior, in units of 1 / n.
+        stream: what is drawn is drawn from it.
+        known: drop logits that the training before has learned, shape (U,); None where it learned none.
+    """
+
+    split: Split
+    config: ShrinkConfig
+    lam: float
+    stream: torch.Generator
+    known: Tensor | None = None
+
+    @property
+    def each(self) -> float:
+        """Weight of the prior beside the mean loss."""
+        return self.lam / len(self.split)
+
+    def curvature(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the curvature that the settings ask for."""
+        config = self.config
+        return weight_curvature(
+            net, self.split, mode=config.curvature, draws=config.draws, limit=config.curvature_examples,
+            generator=self.stream,
+        )  # fmt: skip
 
 
-def _evidence(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Rule:
+    """Which units leave, and what the training until the next cut pays.
+
+    Attributes:
+        leaves: (network, units, which may leave, asked) -> (which are dead, order: lowest first).
+        pays: the same -> what training pays; None: nothing.
+    """
+
+    leaves: Callable[[nn.Module, Units, Tensor, Asked], tuple[Tensor, Tensor]]
+    pays: Callable[[nn.Module, Units, Tensor, Asked], Pressure | None] = lambda net, units, free, asked: None
+
+
+def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a unit."""
-    left, saliency = Relevance(net, units, free, lam, config.form).settle(_looked_at(net, split, config, stream))
+    left, saliency = Relevance(net, units, free, asked.each, asked.config.form).settle(asked.curvature(net))
     return left < LEFT, saliency
 
 
-def _magnitude(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
+    """The penalty that the evidence makes."""
+    relevance = Relevance(net, units, free, asked.each, asked.config.form)
+    relevance.settle(asked.curvature(net))
+    return relevance
+
+
+def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     """Mean squares of the weights: as many leave as may in a round."""
     relevance = Relevance(net, units, free, 1.0)
     return torch.ones_like(free), (relevance.norms().square() / relevance.sizes.clamp(min=1)).cpu()
 
 
-def _random(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _random(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     """Any: as many leave as may in a round."""
-    return torch.ones_like(free), torch.rand(units.count, generator=stream, device=stream.device).cpu()
+    return torch.ones_like(free), torch.rand(units.count, generator=asked.stream, device=asked.stream.device).cpu()
 
 
-def _group_lasso(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _group_lasso(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     """Units that the penalty has brought to zero."""
-    norms = Relevance(net, units, free, lam).norms().cpu()
+    norms = Relevance(net, units, free, asked.each).norms().cpu()
     return norms == 0, norms
 
 
+def _sizes(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
+    """A penalty on every unit's norm, as heavy as it has weights."""
+    relevance = Relevance(net, units, free, asked.each, asked.config.form)
+    relevance.slopes = torch.where(relevance.free, relevance.sizes, torch.zeros_like(relevance.sizes))
+    return relevance
+
+
+def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    """Units that the masks of the training before drop more often than not."""
+    if asked.known is None:
+        return torch.zeros_like(free), torch.zeros(units.count)
+    return asked.known > 0, -asked.known
+
+
+def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
+    """Masks to be learned with the weights."""
+    config = asked.config
+    return UnitMasks(net, units, free, asked.lam, len(asked.split), asked.known, lr=config.mask_lr, tau=config.mask_tau)
+
+
 RULES: dict[str, Rule] = {
-    "evidence": _evidence,
-    "magnitude": _magnitude,
-    "random": _random,
-    "group-lasso": _group_lasso,
+    "evidence": Rule(_evidence, _settled),
+    "bernoulli": Rule(_unlikely, _masks),
+    "magnitude": Rule(_magnitude),
+    "random": Rule(_random),
+    "group-lasso": Rule(_group_lasso, _sizes),
 }
-"""Which units leave, by name. To add a rule, add a line."""
+"""Ways of making a network smaller, by name. To add one, add a line."""
 
 
-def _looked_at(net: nn.Module, split: Split, config: ShrinkConfig, stream: torch.Generator) -> dict[str, Tensor]:
-    """Return the curvature that the settings ask for."""
-    return weight_curvature(
-        net, split, mode=config.curvature, draws=config.draws, limit=config.curvature_examples, generator=stream
-    )
-
-
-def cut_of_round(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> Cut:
+def cut_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Cut:
     """Return which units leave now.
 
     Args:
         net: the network as it is.
         units: its units.
         free: which are there and may leave, bool, shape (U,).
-        split: examples for the curvature, without augmentation.
-        config: how.
-        lam: weight of the prior, in units of 1 / n.
-        stream: what is drawn is drawn from it.
+        asked: by which rule, on which examples, how strongly.
 
     Raises:
         ConfigError: if no rule has the name in the settings.
     """
+    config = asked.config
     if config.method not in RULES:
         raise ConfigError(f"compress.method: no rule {config.method!r}; there are {', '.join(RULES)}")
     may = free & units.present()
-    dead, order = RULES[config.method](net, units, may, split, config, lam / len(split), stream)
+    dead, order = RULES[config.method].leaves(net, units, may, asked)
     leaving = (dead & may).nonzero().flatten()
     leaving = leaving[order[leaving].argsort()]
     allowed = max(1, int(config.at_most * int(may.sum())))
     keep = torch.ones_like(free)
     keep[leaving[:allowed]] = False
-    return Cut(keep, len(leaving), lam, len(leaving) <= allowed)
+    return Cut(keep, len(leaving), asked.lam, len(leaving) <= allowed)
 
 
-def penalised(
-    net: nn.Module, units: Units, free: Tensor, split: Split, config: ShrinkConfig, lam: float, stream: torch.Generator
-) -> Relevance | None:
-    """Return the penalty that training pays until the next cut; None: none. Arguments as in `cut_of_round`."""
-    if not config.penalty or config.method in ("magnitude", "random"):
+def pressure_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure | None:
+    """Return what training pays until the next cut; None: nothing. Arguments as in `cut_of_round`."""
+    if not asked.config.penalty:
         return None
-    relevance = Relevance(net, units, free & units.present(), lam / len(split), config.form)
-    if config.method == "group-lasso":
-        relevance.slopes = torch.where(relevance.free, relevance.sizes, torch.zeros_like(relevance.sizes))
-    else:
-        relevance.settle(_looked_at(net, split, config, stream))
-    return relevance
+    return RULES[asked.config.method].pays(net, units, free & units.present(), asked)

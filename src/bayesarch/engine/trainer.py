@@ -339,6 +339,13 @@ class Trainer:
         self.place.seconds += self.time_share * (now - self._ticked)
         self._ticked = now
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Return what a kind of training has to remember beside network, momentum and streams, by name."""
+        return {}
+
+    def restore_own(self, state: dict[str, Tensor]) -> None:
+        """Put back what `own_state` returned."""
+
     def save(self) -> None:
         """Write the place to the checkpoint file, whole or not at all."""
         tensors: dict[str, Tensor] = {f"net/{k}": v for k, v in self.whole.state_dict().items()}
@@ -346,6 +353,7 @@ class Trainer:
         tensors |= {f"momentum/{k}": v for k, v in self.weights.state().items()}
         tensors |= {f"stream/{k}": v for k, v in self.streams.state().items()}
         tensors |= {f"feeder/{k}": v for k, v in self.feeder.state().items()}
+        tensors |= {f"own/{k}": v for k, v in self.own_state().items()}
         header: Mapping[str, Any] = {"place": vars(self.place), "threads": torch.get_num_threads(), "kind": "training"}
         save_checkpoint(self.checkpoint, tensors, header)
         self._saved_at = time.monotonic()
@@ -372,5 +380,6 @@ class Trainer:
         self.weights.restore(under("momentum/"))
         self.streams.restore(under("stream/"))
         self.feeder.restore(under("feeder/"))
+        self.restore_own(under("own/"))
         self.place = TrainingPlace(**header["place"])
         return self

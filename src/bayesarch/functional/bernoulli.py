@@ -19,6 +19,7 @@ __all__ = [
     "keep_gates",
     "kept_mask",
     "length_scale",
+    "logit_kl",
     "negative_entropy",
     "stationary_logit",
 ]
@@ -62,7 +63,16 @@ def deletion_kl(phi: Tensor, u: float) -> Tensor:
     u = 1/2 this is that entropy plus log 2; u > 1/2 asks for deletion. It is an effective prior: the whole KL of a
     spike and a slab also holds a term that diverges as the components narrow.
     """
-    prior = torch.logit(torch.tensor(u, dtype=phi.dtype, device=phi.device))
+    return logit_kl(phi, torch.logit(torch.tensor(u, dtype=phi.dtype, device=phi.device)))
+
+
+def logit_kl(phi: Tensor, prior: Tensor) -> Tensor:
+    """Return KL(Bern(sigmoid(phi)) || Bern(sigmoid(prior))) in nats, finite at any finite logits; shape of `phi`.
+
+    Args:
+        phi: drop logits.
+        prior: drop logits of the prior, broadcasting to `phi`: nats that keeping has to be worth.
+    """
     return negative_entropy(phi) - torch.sigmoid(phi) * F.logsigmoid(prior) - torch.sigmoid(-phi) * F.logsigmoid(-prior)
 
 

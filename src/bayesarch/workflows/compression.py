@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from bayesarch.config import raise_all
 from bayesarch.data import Examples, split, splits_on
 from bayesarch.engine import (
+    Asked,
     Interrupted,
     Observer,
     PenalisedTrainer,
     Trainer,
     cut_of_round,
-    penalised,
+    pressure_of_round,
     resolve_device,
 )
 from bayesarch.errors import ConfigError, RunError
@@ -181,25 +182,25 @@ class Compression:
         """Cut and train, round by round, until the limits are met or nothing good is left; return all rounds."""
         config, records = self.settings.compress, self.folder.read_metrics()
         self.folder.keep_metrics(len(records))
-        keep, net, lam = self.units.present(), self.dense, config.lam
+        keep, net, lam, known = self.units.present(), self.dense, config.lam, None
         if records:
-            keep, net = self._at(records[-1]["epoch"] - 1)
+            keep, net, known = self._at(records[-1]["epoch"] - 1)
             lam = records[-1]["next_lam"]
         net = copy.deepcopy(net)
         while not self._over(records):
             number = len(records)
             units, began = self.units.after(keep), time.monotonic()
             stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
-            cut = cut_of_round(net, units, self.free & keep, self.splits["weights"], config, lam, stream)
+            asked = Asked(self.splits["weights"], config, lam, stream, known)
+            cut = cut_of_round(net, units, self.free & keep, asked)
             if cut.dead:
                 keep = keep & cut.keep
                 net = cut_units(net, units, keep)
             trainer = self._trainer(net, f"round-{number}", 1 + number, keep)
-            trainer.relevance = penalised(
-                net, self.units.after(keep), self.free & keep, self.splits["weights"], config, lam, stream
-            )
+            trainer.pressure = pressure_of_round(trainer.net, self.units.after(keep), self.free & keep, asked)
             trainer.share = config.penalty_share
             net = self._run(trainer).net
+            known = None if trainer.pressure is None else trainer.pressure.learned()
             score = trainer.selection()
             params, macs = self.units.cost(keep)
             record: dict[str, Any] = {
@@ -217,7 +218,7 @@ class Compression:
             }
             if self.settings.limits.max_latency_ms is not None:
                 record["latency_ms"] = self._latency(net, keep)
-            _write_state(self.folder.path / "rounds" / f"{number:03d}.safetensors", net, keep)
+            _write_state(self.folder.path / "rounds" / f"{number:03d}.safetensors", net, keep, known)
             self.folder.append_metrics(record)
             self.listener.on_round(record)
             records.append(record)
@@ -230,13 +231,13 @@ class Compression:
         final = pick_inputs(copy.deepcopy(net), self.units.after(keep), keep)
         return latency_ms(final, self.shape)
 
-    def _at(self, number: int) -> tuple[Tensor, nn.Module]:
-        """Return what a round left: its units, and the network, trained in it."""
+    def _at(self, number: int) -> tuple[Tensor, nn.Module, Tensor | None]:
+        """Return what a round left: its units, the network, trained in it, and what its masks have learned, if any."""
         state = safetensors.torch.load_file(self.folder.path / "rounds" / f"{number:03d}.safetensors")
-        keep = state.pop("keep").bool()
+        keep, known = state.pop("keep").bool(), state.pop("known", None)
         net = cut_units(self.dense, self.units, keep)
         net.load_state_dict({name.removeprefix("net/"): tensor for name, tensor in state.items()})
-        return keep, net.to(self.device)
+        return keep, net.to(self.device), known
 
     def _over(self, records: list[dict[str, Any]]) -> bool:
         """Return whether the path has come to its end."""
@@ -267,7 +268,7 @@ class Compression:
             hopeful = sorted(known, key=lambda r: -r["selection_accuracy"])[:1]
         for record in hopeful[:TRIES]:
             self.listener.on_stage(f"fine-tuning {record['params']:,} parameters")
-            keep, net = self._at(record["epoch"] - 1)
+            keep, net, _ = self._at(record["epoch"] - 1)
             epoch, epochs = record["epoch"], self.settings.compress.finetune_epochs
             trainer = self._trainer(net, f"finetune-{epoch}", 50_000 + epoch, keep, epochs=epochs)
             self._run(trainer)
@@ -344,7 +345,7 @@ class Compression:
             record = next((r for r in self.folder.read_metrics() if r["macs"] <= bound), None)
             if record is None:
                 raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
-            keep, net = self._at(record["epoch"] - 1)
+            keep, net, _ = self._at(record["epoch"] - 1)
             trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
             small = pick_inputs(self._run(trainer).net, self.units.after(keep), keep).eval()
             row, p = self._scored(f"at most {bound}", small, keep)
@@ -392,10 +393,12 @@ def _reset(settings: CompressSettings, shape: tuple[int, int, int], classes: int
         return named_network(str(settings.compress.module), shape, classes)
 
 
-def _write_state(path: Path, net: nn.Module, keep: Tensor | None = None) -> None:
-    """Write a network's tensors, and which units it has, whole or not at all."""
+def _write_state(path: Path, net: nn.Module, keep: Tensor | None = None, known: Tensor | None = None) -> None:
+    """Write a network's tensors, which units it has, and what masks have learned, whole or not at all."""
     prefix = "" if keep is None else "net/"
     state = {f"{prefix}{name}": tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     if keep is not None:
         state["keep"] = keep.to(torch.uint8)
+    if known is not None:
+        state["known"] = known
     write_atomically(path, safetensors.torch.save(state))

@@ -1,0 +1,128 @@
+"""Bernoulli masks on a network's units, learned with its weights: which of them are worth what keeping them costs.
+
+Reference: Zhou et al., AAAI 2020 (PGNAS), whose masks lie on the input channels of a supernet's layers. Here a unit has
+one mask on everything that reads it, so that a mask at zero is the network without the unit. The prior on dropping is
+ours, as is its strength: half of lambda for every weight of the unit, which is what the evidence asks of a unit whose
+loss is quadratic. The weights' own prior is the optimiser's weight decay.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bayesarch.engine.relevance import Relevance
+from bayesarch.functional.bernoulli import keep_gates, logit_kl
+from bayesarch.nets import Units
+from bayesarch.nets.coupling import CONVOLUTIONS
+
+__all__ = ["UnitMasks"]
+
+START = -3.0
+"""Drop logit of a unit of which nothing is known: it is dropped once in 21 times."""
+SUREST = -4.0
+"""Drop logit that a unit enters a round with at least, so that it can still change its mind."""
+
+
+class UnitMasks:
+    """Masks of a network's units, while it is trained.
+
+    Args:
+        net: the network; its layers get hooks, which `close` removes.
+        units: its units.
+        free: which may leave, bool, shape (U,).
+        lam: weight of the prior, in units of 1 / n.
+        n: training examples.
+        known: drop logits that an earlier round learned, shape (U,); None: nothing is known.
+        lr: step of Adam on the drop logits.
+        tau: temperature of the relaxed draws.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        units: Units,
+        free: Tensor,
+        lam: float,
+        n: int,
+        known: Tensor | None = None,
+        *,
+        lr: float = 0.1,
+        tau: float = 0.2,
+    ) -> None:
+        relevance = Relevance(net, units, free, lam / n)
+        self.free, self.n, self.tau, self.count = relevance.free, n, tau, units.count
+        self.prior = 0.5 * lam * relevance.sizes
+        begin = torch.full_like(self.prior, START) if known is None else known.to(self.prior).clamp(min=SUREST)
+        self.phi = nn.Parameter(begin)
+        self.optimizer = torch.optim.Adam([self.phi], lr=lr)
+        self._gates: Tensor | None = None
+        self._handles = []
+        for axis in units.axes:
+            layer, _, key = axis.name.rpartition(".")
+            module = net.get_submodule(layer)
+            if axis.dim == 1 and key == "weight" and isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+                groups = 1 if isinstance(module, nn.Linear) else module.groups
+                readers = axis.units.to(self.phi.device).repeat(groups)
+                self._handles.append(module.register_forward_pre_hook(partial(self._mask, readers)))
+
+    def _mask(self, readers: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._gates is None:
+            return None
+        x = inputs[0]
+        gates = self._gates[:, readers].to(x.dtype)
+        if len(gates) != len(x):  # a layer that reads several rows of an example
+            gates = gates.repeat_interleave(len(x) // len(gates), 0)
+        ones = [1] * (x.ndim - 2)
+        shape = (len(x), *ones, -1) if isinstance(module, nn.Linear) else (len(x), -1, *ones)
+        return (x * gates.view(shape), *inputs[1:])
+
+    def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
+        """Return the block in which every example sees units of its own draw."""
+        return self.gated(
+            torch.where(self.free, keep_gates(self.phi, (examples,), tau=self.tau, generator=stream), 1.0)
+        )
+
+    @contextmanager
+    def gated(self, gates: Tensor) -> Iterator[None]:
+        """Multiply what reads a unit by its gate, inside the block; shape (B, U)."""
+        self._gates = gates
+        try:
+            yield
+        finally:
+            self._gates = None
+
+    def cost(self) -> Tensor:
+        """Return the KL of all masks over n, 0-dim."""
+        kl = logit_kl(self.phi, self.prior)
+        return torch.where(self.free, kl, torch.zeros_like(kl)).sum() / self.n
+
+    def step(self, amount: float) -> None:
+        """Take Adam's step on the drop logits, along the gradients that are in them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def learned(self) -> Tensor:
+        """Return the drop logits, shape (U,), on the CPU."""
+        return self.phi.detach().float().cpu().clone()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return logits and Adam's moments."""
+        return {"phi": self.phi.detach().clone()} | {
+            f"adam/{key}": value.clone() for key, value in self.optimizer.state.get(self.phi, {}).items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put them back."""
+        with torch.no_grad():
+            self.phi.copy_(state["phi"])
+        moments = {key.removeprefix("adam/"): value for key, value in state.items() if key.startswith("adam/")}
+        if moments:
+            self.optimizer.state[self.phi] = moments
+
+    def close(self) -> None:
+        """Take the hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
