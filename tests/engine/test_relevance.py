@@ -1,6 +1,7 @@
 """The penalty of units: what a step takes away, what may not leave, and the rules that let units go."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -116,6 +117,22 @@ def test_the_least_important_leave_first(net, units):
     for method in ("evidence", "magnitude", "group-lasso"):
         made = cut(net, units, method=method, at_most=0.08)
         assert (~made.keep).nonzero().flatten().tolist() == [int(first[3])], method
+
+
+def test_lambda_grows_at_once_until_somebody_is_dead(net, units):
+    free, stream = hidden(units), torch.Generator()
+    config = ShrinkConfig(curvature="exact", growth=1.5)
+    asked = Asked(Split(), config, 1e-9, stream)
+    made = cut_of_round(net, units, free, asked)
+    assert made.dead > 0
+    steps = round(math.log(made.lam / 1e-9) / math.log(1.5))
+    assert made.lam == pytest.approx(1e-9 * 1.5**steps)
+    left, _ = Relevance(net, units, free, made.lam / 1.5 / len(asked.split)).settle(weight_curvature(net, Split()))
+    assert not (left < 0.01).any()
+    again = cut_of_round(net, units, free, Asked(Split(), config, made.lam, stream))
+    assert (again.lam, again.dead) == (made.lam, made.dead)
+    gone = cut_of_round(net, units, torch.zeros_like(free), asked)  # nobody may leave, and the search ends
+    assert (gone.dead, gone.lam) == (0, 1e-9)
 
 
 def test_masks_let_go_what_they_drop_more_often_than_not_likeliest_first(net, units):

@@ -19,6 +19,8 @@ from bayesarch.nets.coupling import Units
 
 __all__ = ["RULES", "Asked", "Cut", "Rule", "ShrinkConfig", "cut_of_round", "pressure_of_round"]
 
+TOO_MUCH = 1e6
+"""How much larger than asked lambda may become in one round, in the search for somebody who is dead."""
 LEFT = 0.01
 """A unit is dead where the evidence leaves less than this part of its squared norm."""
 
@@ -63,7 +65,7 @@ class Cut:
     Attributes:
         keep: all but those that leave, bool, shape (U,).
         dead: how many the rule would have let go.
-        lam: weight of the prior, in units of 1 / n; 0 where there is none.
+        lam: weight of the prior that was asked for, in units of 1 / n.
         spent: whether all of them have left, so that the next round may ask for more.
     """
 
@@ -110,18 +112,26 @@ class Rule:
     """Which units leave, and what the training until the next cut pays.
 
     Attributes:
-        leaves: (network, units, which may leave, asked) -> (which are dead, order: lowest first).
+        leaves: (network, units, which may leave, asked) -> (which are dead, order: lowest first, the lambda asked).
         pays: the same -> what training pays; None: nothing.
     """
 
-    leaves: Callable[[nn.Module, Units, Tensor, Asked], tuple[Tensor, Tensor]]
+    leaves: Callable[[nn.Module, Units, Tensor, Asked], tuple[Tensor, Tensor, float]]
     pays: Callable[[nn.Module, Units, Tensor, Asked], Pressure | None] = lambda net, units, free, asked: None
 
 
-def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a unit."""
-    left, saliency = Relevance(net, units, free, asked.each, asked.config.form).settle(asked.curvature(net))
-    return left < LEFT, saliency
+def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
+    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a unit.
+
+    Where nobody is dead, lambda grows at once: nothing is learned by training the same network again.
+    """
+    curvature, lam = asked.curvature(net), asked.lam
+    while True:
+        left, saliency = Relevance(net, units, free, lam / len(asked.split), asked.config.form).settle(curvature)
+        dead = left < LEFT
+        if bool((dead & free).any()) or lam > TOO_MUCH * asked.lam or not bool(free.any()):
+            return dead, saliency, lam
+        lam *= asked.config.growth
 
 
 def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -131,21 +141,22 @@ def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressu
     return relevance
 
 
-def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
     """Mean squares of the weights: as many leave as may in a round."""
     relevance = Relevance(net, units, free, 1.0)
-    return torch.ones_like(free), (relevance.norms().square() / relevance.sizes.clamp(min=1)).cpu()
+    return torch.ones_like(free), (relevance.norms().square() / relevance.sizes.clamp(min=1)).cpu(), asked.lam
 
 
-def _random(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+def _random(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
     """Any: as many leave as may in a round."""
-    return torch.ones_like(free), torch.rand(units.count, generator=asked.stream, device=asked.stream.device).cpu()
+    order = torch.rand(units.count, generator=asked.stream, device=asked.stream.device).cpu()
+    return torch.ones_like(free), order, asked.lam
 
 
-def _group_lasso(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+def _group_lasso(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
     """Units that the penalty has brought to zero."""
     norms = Relevance(net, units, free, asked.each).norms().cpu()
-    return norms == 0, norms
+    return norms == 0, norms, asked.lam
 
 
 def _sizes(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -155,11 +166,11 @@ def _sizes(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure
     return relevance
 
 
-def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
     """Units that the masks of the training before drop more often than not."""
     if asked.known is None:
-        return torch.zeros_like(free), torch.zeros(units.count)
-    return asked.known > 0, -asked.known
+        return torch.zeros_like(free), torch.zeros(units.count), asked.lam
+    return asked.known > 0, -asked.known, asked.lam
 
 
 def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -194,13 +205,13 @@ def cut_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Cu
     if config.method not in RULES:
         raise ConfigError(f"compress.method: no rule {config.method!r}; there are {', '.join(RULES)}")
     may = free & units.present()
-    dead, order = RULES[config.method].leaves(net, units, may, asked)
+    dead, order, lam = RULES[config.method].leaves(net, units, may, asked)
     leaving = (dead & may).nonzero().flatten()
     leaving = leaving[order[leaving].argsort()]
     allowed = max(1, int(config.at_most * int(may.sum())))
     keep = torch.ones_like(free)
     keep[leaving[:allowed]] = False
-    return Cut(keep, len(leaving), asked.lam, len(leaving) <= allowed)
+    return Cut(keep, len(leaving), lam, len(leaving) <= allowed)
 
 
 def pressure_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure | None:
