@@ -1,6 +1,5 @@
 """Ours against torch-pruning on 10,000 photographs: the same networks, MACs, rounds and epochs, rule by rule.
 
-    pip install --no-deps torch-pruning==1.6.1
     python benchmarks/against_pruning.py --seeds 2
 
 One network is trained per seed. Ours cuts it round by round until a quarter of its MACs are left; torch-pruning gets as
@@ -38,7 +37,7 @@ from bayesarch.workflows.smaller import named_network
 from bayesarch.workflows.worth import paired, score_row
 
 HERE = Path(__file__).parent
-OUT = HERE / "results" / "compress_cifar10-jpeg.json"
+OUT = HERE / "results" / "pruning_cifar10-jpeg.json"
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", HERE.parents[1] / "shared" / "data"))
 SHARES = (0.5, 0.25)
 """MACs of the points that are fine-tuned and scored, as shares of the whole network's."""

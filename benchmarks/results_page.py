@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from results_bayesnas import bayesnas_part
-from results_compress import compress_part
+from results_compress import compress_part, pruning_part
 from results_ensembles import ensembles_part, stacking_part
 from results_pgnas import pgnas_part
 from results_speed import machine_part, speed_part
@@ -177,6 +177,7 @@ def page() -> str:
     parts += speed_part(records("speed").get(""), table, machine)
     parts += machine_part(records("machine").get(""), table, machine)
     parts += compress_part(records("compress_"), table, machine)
+    parts += pruning_part(records("pruning_cifar10").get("-jpeg"), table, machine)
     parts += [quality(record) for record in records("quality_").values()]
     return "\n".join(parts)
 
