@@ -1,4 +1,4 @@
-"""What the library does on this machine, that our choices rest on: memory, threads, depthwise convolutions.
+"""What the library does on this machine, that our choices rest on: memory, threads, convolutions, smaller networks.
 
     python benchmarks/machine.py               about 5 minutes on two idle cores
     python benchmarks/machine.py --short       one size each: that the rows can be measured
@@ -164,6 +164,53 @@ def depthwise_row(short: bool) -> dict[str, Any]:
     return {"of": found}
 
 
+def cuts_row(short: bool) -> dict[str, Any]:
+    """Return what it is worth to cut every second unit of well-known networks, one thread, images one by one and 64."""
+    import torch
+
+    from bayesarch.nets import CLASSICS, cut_units, network_cost, units_of
+    from bayesarch.nets.module import in_layout
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shapes = {
+        "lenet-300-100": (1, 28, 28),
+        "lenet-500-300": (1, 28, 28),
+        "lenet-5": (1, 28, 28),
+        "mobilenet": (3, 32, 32),
+        "resnet18": (3, 32, 32),
+        "vgg16": (3, 32, 32),
+    }
+    found = []
+    for name in ["lenet-300-100"] if short else shapes:
+        shape = shapes[name]
+        whole = CLASSICS[name](shape, 10)
+        units = units_of(whole, shape)
+        keep = torch.ones(units.count, dtype=torch.bool)
+        leaving = units.free.clone()
+        leaving[units.inputs] = False
+        keep[leaving.nonzero().flatten()[::2]] = False
+        small = in_layout(cut_units(whole, units, keep), shape).eval()
+        nets = {"whole": in_layout(whole, shape).eval(), "cut": small}
+        steps = {}
+        for batch in (1, 64):
+            images = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
+
+            def ahead(net: Any, images: Any = images) -> Callable[[], None]:
+                def go() -> None:
+                    with torch.inference_mode():
+                        net(images)
+
+                return go
+
+            works = {key: ahead(net) for key, net in nets.items()}
+            steps[str(batch)] = in_turn(works, 2 if short else 15, "whole")
+        macs = [network_cost(net, shape).macs for net in (nets["whole"], small)]
+        found.append({"network": name, "macs": macs, "steps": steps})
+    torch.set_num_threads(before)
+    return {"of": found}
+
+
 def main() -> None:
     """Measure, and write the record after each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -183,6 +230,7 @@ def main() -> None:
         "memory": lambda: memory_row(arguments.short),
         "threads": lambda: threads_row(arguments.short),
         "depthwise": lambda: depthwise_row(arguments.short),
+        "cuts": lambda: cuts_row(arguments.short),
     }
     measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/machine.py")
 

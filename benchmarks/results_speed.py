@@ -112,6 +112,12 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
          *(f"{1e3 * row['steps'][name]['seconds']:.2f}" for name in names)]
         for row in rows["depthwise"]["of"]
     ]  # fmt: skip
+    cuts = [
+        [row["network"], f"{row['macs'][0] / row['macs'][1]:.2f}",
+         *(cell for batch in ("1", "64") for cell in (f"{1e3 * row['steps'][batch]['whole']['seconds']:.2f}",
+           _ratio(row["steps"][batch]["cut"])))]
+        for row in rows.get("cuts", {"of": []})["of"]
+    ]  # fmt: skip
     pages = rows["memory"]["pages"]
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Told*: tensors alive at once, from two small steps. "
@@ -130,6 +136,10 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
         "### Depthwise convolutions\n\nOne thread, batch 64, channels-last, medians of 15, milliseconds: gradients of input and "
         "kernel by the library and by `nets/depthwise.py`.\n\n"
         + table(["C, side, kernel, dilation", *names], deep)
+        + "\n",
+        "### Smaller networks\n\nEvery second unit cut (`nets.cut_units`), one thread, fp32; latency of one image and of 64, the "
+        "two networks in turn, medians of 15, how many times faster the smaller one is (range over rounds).\n\n"
+        + table(["network", "times fewer MACs", "one image, ms", "times faster", "64 images, ms", "times faster"], cuts)
         + "\n",
         f"{machine(record)}\n",
     ]

@@ -148,4 +148,7 @@ def test_rows_on_the_machine_are_measured():
     assert row["steps"]["two"]["lowest"] <= row["steps"]["two"]["ratio"] <= row["steps"]["two"]["highest"]
     (row,) = machine.depthwise_row(short=True)["of"]
     assert set(row["steps"]) == {"forward", "library, input", "ours, input", "library, kernel", "ours, kernel"}
+    (row,) = machine.cuts_row(short=True)["of"]
+    assert row["macs"] == [784 * 300 + 300 * 100 + 1000, 784 * 150 + 150 * 50 + 500]
+    assert {"1", "64"} == set(row["steps"])
     assert torch.get_num_threads() == threads
