@@ -80,6 +80,20 @@ def test_the_divergence_is_that_of_two_coins_and_finite_at_any_logit():
     assert torch.isfinite(torch.autograd.grad(value.sum(), extreme)[0]).all()
 
 
+def test_every_example_sees_a_draw_of_its_own_and_what_may_not_leave_stays(net):
+    units = units_of(net, (1, 8, 8))
+    masks = UnitMasks(net, units, hidden(units), 0.1, 100, torch.zeros(units.count), tau=0.01)
+    with masks.around(400, torch.Generator().manual_seed(0)):
+        gates = masks._gates.detach()
+    assert gates.shape == (400, units.count)
+    assert (gates[:, ~hidden(units)] == 1).all()
+    kept = gates[:, hidden(units)]
+    assert kept.mean(0) == pytest.approx(0.5, abs=0.12)  # at a logit of 0, each by itself
+    assert ((kept < 0.01) | (kept > 0.99)).double().mean() > 0.9
+    assert masks._gates is None
+    masks.close()
+
+
 @pytest.fixture
 def net():
     with seeded(torch.Generator().manual_seed(0)):
@@ -149,6 +163,7 @@ def training(folder, stop=lambda: False):
 def test_a_training_under_masks_goes_on_to_the_bit_and_settles_without(tmp_path):
     whole = training(tmp_path / "a").run()
     learned = whole.pressure.learned()
+    assert not any(module._forward_pre_hooks for module in whole.net.modules())
     assert not torch.equal(learned, torch.full_like(learned, -3.0))
     calls = []
     broken = training(tmp_path / "b", lambda: calls.append(1) or len(calls) == 7)

@@ -193,14 +193,12 @@ class Compression:
             stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
             asked = Asked(self.splits["weights"], config, lam, stream, known)
             cut = cut_of_round(net, units, self.free & keep, asked)
-            lam = cut.lam
+            lam, asked = cut.lam, replace(asked, lam=cut.lam)
             if cut.dead:
                 keep = keep & cut.keep
                 net = cut_units(net, units, keep)
             trainer = self._trainer(net, f"round-{number}", 1 + number, keep)
-            trainer.pressure = pressure_of_round(
-                trainer.net, self.units.after(keep), self.free & keep, replace(asked, lam=lam)
-            )
+            trainer.pressure = pressure_of_round(trainer.net, self.units.after(keep), self.free & keep, asked)
             trainer.share = config.penalty_share
             net = self._run(trainer).net
             known = None if trainer.pressure is None else trainer.pressure.learned()
