@@ -182,6 +182,19 @@ def test_a_training_under_masks_goes_on_to_the_bit_and_settles_without(tmp_path)
     assert (late.pressure.learned() == -3.0).all()
 
 
+def test_a_step_pays_the_prior_and_sees_the_masks(tmp_path):
+    trainer = training(tmp_path)
+    batch = trainer.feeder.next()
+    with torch.no_grad():
+        trainer.pressure.phi.fill_(60.0)  # everything is dropped: the last layer's bias is all that answers
+    total, loss = trainer._losses(batch)
+    bias = list(trainer.net.parameters())[-1]
+    alone = nn.functional.cross_entropy(bias.expand(len(batch.labels), -1), batch.labels)
+    assert float(loss.detach()) == pytest.approx(float(alone.detach()), rel=1e-5)
+    assert float((total - loss).detach()) == pytest.approx(float(trainer.pressure.cost().detach()), abs=1e-5)
+    assert float((total - loss).detach()) > 1e-4
+
+
 def test_a_unit_that_was_sure_can_change_its_mind(net):
     units = units_of(net, (1, 8, 8))
     known = torch.full((units.count,), -50.0)

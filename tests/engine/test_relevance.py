@@ -125,6 +125,7 @@ def test_lambda_grows_at_once_until_somebody_is_dead(net, units):
     asked = Asked(Split(), config, 1e-9, stream)
     made = cut_of_round(net, units, free, asked)
     assert made.dead > 0
+    assert made.lam > 1e-9
     steps = round(math.log(made.lam / 1e-9) / math.log(1.5))
     assert made.lam == pytest.approx(1e-9 * 1.5**steps)
     left, _ = Relevance(net, units, free, made.lam / 1.5 / len(asked.split)).settle(weight_curvature(net, Split()))

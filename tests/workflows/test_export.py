@@ -102,6 +102,7 @@ for n in (1, 3, len(x)):
 np.savez("out.npz", **out)
 about = session.get_modelmeta().custom_metadata_map
 assert json.loads(about["classes"]) == ["a", "b", "c", "d"], about
+assert f"{json.loads(about['mean'])[0]:.3g} " in about["input"], about
 assert not {"torch", "bayesarch"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

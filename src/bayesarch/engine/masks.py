@@ -73,11 +73,7 @@ class UnitMasks:
             return None
         x = inputs[0]
         gates = self._gates[:, readers].to(x.dtype)
-        if len(gates) != len(x):  # a layer that reads several rows of an example
-            gates = gates.repeat_interleave(len(x) // len(gates), 0)
-        ones = [1] * (x.ndim - 2)
-        shape = (len(x), *ones, -1) if isinstance(module, nn.Linear) else (len(x), -1, *ones)
-        return (x * gates.view(shape), *inputs[1:])
+        return (x * gates.view(len(gates), -1, *[1] * (x.ndim - 2)), *inputs[1:])
 
     def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
         """Return the block in which every example sees units of its own draw."""
