@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--limit", type=int, default=10_000, help="training examples")
     parser.add_argument("--dense", type=int, default=20, help="epochs of the whole network")
-    parser.add_argument("--epochs", type=int, default=1, help="between two cuts")
+    parser.add_argument("--epochs", type=int, default=3, help="between two cuts")
     parser.add_argument("--finetune", type=int, default=6, help="epochs at the end")
     parser.add_argument("--work", type=Path, default=Path("runs/against-pruning"))
     parser.add_argument("--out", type=Path, default=OUT)
