@@ -236,3 +236,40 @@ def test_what_options_begin_with_alike_is_what_each_computes(space, generator):
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
     moved = [name for name, buffer in found[0][3].items() if name.endswith("tracked") and int(buffer) == 2]
     assert len(moved) >= 6
+
+
+@pytest.mark.parametrize("space", [DARTS, BAYESNAS_CELL], ids=lambda s: s.name)
+def test_gates_on_what_options_take(space, generator):
+    sizes = {"channels": 4, "layers": 3, "gate_position": "input"}
+    net = Supernet(space, input_shape=(2, 8, 8), classes=2, sizes=sizes, generator=generator).double().train()
+    cell = next(layer for layer in net.layers if getattr(layer, "stride", 0) == 1)
+    gates = torch.randn(3, space.n_options, generator=generator, dtype=torch.float64)
+    h = torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64)
+    seen = 0
+    for node in cell.order:
+        made = list(cell.options.leaving(node, h, gates, None))
+        expected = [
+            (target, cell.options.modules_of[key](h * gates[:, g, None, None, None]))
+            for key, (source, users) in cell.options.wiring.items()
+            if source == node
+            for g, target in users
+        ]
+        assert [target for target, _ in made] == [target for target, _ in expected]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(made, expected, strict=True))
+        seen += len(made)
+    assert seen == sum(len(users) for _, users in cell.options.wiring.values()) > 20
+
+
+@pytest.mark.parametrize(("position", "feels"), [("input", False), ("output", True)])
+def test_an_option_that_begins_with_a_norm_does_not_feel_a_gate_before_it(position, feels, generator):
+    """Why gates multiply what options give: the norm of a batch takes the scale out again, and the gradient with it."""
+    sizes = {"channels": 4, "layers": 3, "gate_position": position}
+    net = Supernet(BAYESNAS_CELL, input_shape=(2, 8, 8), classes=2, sizes=sizes, generator=generator).double().train()
+    gates = torch.ones(1, 1, BAYESNAS_CELL.n_options, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(6, 2, 8, 8, generator=generator, dtype=torch.float64)
+    loss = torch.nn.functional.cross_entropy(net(images, gates), torch.tensor([0, 1, 0, 1, 0, 1]))
+    (slopes,) = torch.autograd.grad(loss, gates)
+    convolutions = [i for i, label in enumerate(BAYESNAS_CELL.labels) if "sep" in label or "dil" in label]
+    pools = [i for i, label in enumerate(BAYESNAS_CELL.labels) if "max" in label or "avg" in label]
+    assert (float(slopes[0, 0, convolutions].abs().max()) > 1e-3) is feels
+    assert float(slopes[0, 0, pools].abs().max()) > 1e-3

@@ -35,6 +35,7 @@ class Options(nn.Module):
         stride_of: source node -> stride of what leaves it.
         affine: whether norms have scale and shift.
         norm_free: whether a norm without parameters stands behind pooling.
+        gates_first: whether gates multiply what an option takes, and not what it gives; nothing is shared then.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Options(nn.Module):
         stride_of: Callable[[str], int],
         affine: bool,
         norm_free: bool,
+        gates_first: bool = False,
     ) -> None:
         super().__init__()
+        self.gates_first = gates_first
         self.drop: PathDrop | None = None
         """What switches operations off while a plain network is trained."""
         self.modules_of = nn.ModuleDict()
@@ -98,6 +101,10 @@ class Options(nn.Module):
             if source != node or not used:
                 continue
             module = self.modules_of[key]
+            if self.gates_first and gates is not None:
+                for g, target in used:
+                    yield target, module(h * _gate(gates, g, h.ndim))
+                continue
             out = module(h) if gates is None else begun.finished(module)
             if self.drop is not None and self.training and out is not h:
                 out = self.drop(out)

@@ -45,6 +45,8 @@ class TwoInputs:
     newer: int
     channels: int
     older_is_larger: bool
+    gates_first: bool = False
+    """Whether a supernet's gates multiply what its options take."""
 
 
 class TwoInputCell(nn.Module):
@@ -77,6 +79,7 @@ class TwoInputCell(nn.Module):
         self.inner = [node for node in self.order if node in space.outputs]
         self.present = frozenset(range(space.n_options))
         self.register_buffer("shuffle", torch.arange(geometry.channels), persistent=False)
+        self.gates_first = geometry.gates_first
         self.options = self._made(range(space.n_options) if columns is None else columns)
 
     def _made(self, columns: Sequence[int]) -> Options:
@@ -88,6 +91,7 @@ class TwoInputCell(nn.Module):
             stride_of=lambda node: self.stride if node in self.space.inputs else 1,
             affine=self.affine,
             norm_free=self.style.norm_free,
+            gates_first=self.gates_first,
         )
 
     def forward(
@@ -231,7 +235,7 @@ def two_input_stages(
     for place in range(sizes.layers):
         kind = "reduce" if place in (sizes.layers // 3, 2 * sizes.layers // 3) else "normal"
         c = 2 * c if kind == "reduce" else c
-        layers.append(make_cell(TwoInputs(older, newer, c, larger), kind))
+        layers.append(make_cell(TwoInputs(older, newer, c, larger, sizes.gate_position == "input"), kind))
         kinds.append(kind)
         older, newer, larger = newer, sizes.nodes * c, kind == "reduce"
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(newer, classes)]

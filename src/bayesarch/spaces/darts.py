@@ -9,7 +9,7 @@ sep_conv_3x3~0; 3: ...) reduce(...)`.
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,9 @@ class TwoInputSizes(Config):
     """Cells; those at a third and two thirds are reductions. Published: 8 to search, 20 for CIFAR, 14 for ImageNet."""
     large: bool = False
     """Whether three convolutions at stride 2 come first, for images of 224 pixels."""
+    gate_position: Literal["output", "input"] = "output"
+    """Where a supernet's gates multiply: what an option gives, or what it takes, as BayesNAS's released code has it. A
+    norm behind the gate takes its scale out again, so that such options hardly feel their gate in training."""
     nodes: int = Field(default=4, ge=4, le=4)
     """Nodes that make a cell's output; four in these spaces."""
 
