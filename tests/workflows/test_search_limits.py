@@ -65,7 +65,7 @@ def test_a_latency_limit_uses_a_measured_table(tmp_path):
 
 def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     """Three seconds for what would take hours: the clock decides, and there is a posterior."""
-    # twenty closing epochs, so that what is set aside for them outlasts a stall of a busy machine
+    # twenty closing epochs, and 0.8 below: a stall of a busy machine may take a second or two of the three
     settings = {**QUICK, "engine.epochs": 100_000, "engine.closing_epochs": 20, "method.alpha_lr": 1e-6}
     start = time.monotonic()
     run = ba.search("digits", limit=300, out=tmp_path / "run", set=settings, max_minutes=0.05)
@@ -75,7 +75,7 @@ def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     assert 1 <= stages.count("closing") <= 20
     assert run.metrics[-1]["best"] == str(run.architecture) == str(run.best)
     searching = [record["lr"] for record in run.metrics if record["stage"] == "search"]
-    assert searching[-1] < 0.5 * searching[0], "the schedule ends with the time"
+    assert searching[-1] < 0.8 * searching[0], "the schedule ends with the time"
     assert run.summary["times"]["seconds"] == pytest.approx(3, abs=3)
     assert run.posterior.kind == "mean-field", "what would be measured at the end is left out when the time is over"
 
