@@ -23,7 +23,7 @@ PLANTED = "|product~0|+|skip~0|product~1|"
 CELL_METHODS = [name for name, entry in METHODS.items() if not entry.channels]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("darts", 12), ("darts-2nd", 12), ("snas", 12), ("random", 24)])
+@pytest.mark.parametrize(("method", "epochs"), [("darts", 12), ("darts-2nd", 12), ("snas", 12), ("random", 12)])
 def test_the_planted_cell_is_found(method, epochs, tmp_path):
     """Five of six seeds at least; by chance an argmax is right once in 27."""
     right = 0
@@ -36,10 +36,10 @@ def test_the_planted_cell_is_found(method, epochs, tmp_path):
 def test_gdas_finds_the_planted_cell_more_often_than_chance(tmp_path):
     """One-hot draws learn slowly, so less is asked than of the others."""
     right = 0
-    for seed in range(10):
+    for seed in range(6):
         engine = make_engine(tmp_path / str(seed), method="gdas", seed=seed, epochs=24).run()
         right += str(posterior_of(engine).mode()) == PLANTED
-    assert right >= 4  # chance: 4 or more of 10 at 1/27 each, below 4e-4
+    assert right >= 3  # chance: 3 or more of 6 at 1/27 each, below 1e-3
 
 
 # --- DARTS, second order ---------------------------------------------------------------------------------------------
