@@ -19,10 +19,10 @@ import cifar_jpeg
 import numpy as np
 import safetensors.torch
 import torch
+from compress import finished
 from torch import nn
 from torch.nn import functional as F
 
-import bayesarch as ba
 from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.engine import TrainConfig, Trainer
 from bayesarch.functional import Streams
@@ -96,12 +96,9 @@ class Bench:
     def trained(self) -> nn.Module:
         """Return the whole network, trained the first time."""
         out = self.given.work / f"{self.network}-dense-s{self.seed}"
-        if out.exists() and not (out / "summary.json").exists():
-            ba.resume(out)
-        elif not out.exists():
-            changed = merge(self.settings, {"train": {"epochs": 1}, "compress": {
-                "method": "random", "rounds": 1, "at_most": 0.01, "finetune_epochs": 1}})  # fmt: skip
-            ba.compress(self.module, str(self.data), seed=self.seed, out=out, max_drop=0.9, config=changed)
+        changed = merge(self.settings, {"train": {"epochs": 1}, "compress": {
+            "method": "random", "rounds": 1, "at_most": 0.01, "finetune_epochs": 1}})  # fmt: skip
+        finished(out, self.module, str(self.data), seed=self.seed, max_drop=0.9, config=changed)
         self.weights = out / "networks" / "dense.safetensors"
         net = named_network(self.module, self.shape, self.classes)
         net.load_state_dict(safetensors.torch.load_file(self.weights))
@@ -112,15 +109,10 @@ class Bench:
         whole = macs_of(self.trained(), self.shape)
         bounds = [round(whole * share) for share in SHARES]
         out = self.given.work / f"{self.network}-{method}-s{self.seed}"
-        if (out / "summary.json").exists():
-            run = ba.open_run(out)
-        elif out.exists():
-            run = ba.resume(out)
-        else:
-            run = ba.compress(
-                self.module, str(self.data), weights=self.weights, method=method, max_macs=bounds[-1], seed=self.seed,
-                out=out, config=self.settings,
-            )  # fmt: skip
+        run = finished(
+            out, self.module, str(self.data), weights=self.weights, method=method, max_macs=bounds[-1], seed=self.seed,
+            config=self.settings,
+        )  # fmt: skip
         first, *rows = front(run.path, bounds)
         return {"dense": _kept(first), "points": [{**_kept(row), "round": row["round"]} for row in rows]}
 
@@ -210,10 +202,11 @@ class _Regular(Trainer):
     def move(self) -> None:
         """Take the weights' step. A group of one channel gets 0 / 0 from the regulariser, here nothing."""
         if self.regular is not None:
-            mine = [(p, p.grad.clone()) for p in self.net.parameters() if p.grad is not None]
-            self.regular.regularize(self.net)
-            for p, gradient in mine:
-                p.grad = torch.where(p.grad.isfinite(), p.grad, gradient)  # type: ignore[union-attr]
+            gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+            before = [gradient.clone() for gradient in gradients]
+            self.regular.regularize(self.net)  # adds in place
+            for gradient, mine in zip(gradients, before, strict=True):
+                gradient.copy_(torch.where(gradient.isfinite(), gradient, mine))
         super().move()
 
 

@@ -24,22 +24,27 @@ AT_MOST = {"evidence": 0.1, "bernoulli": 0.1, "magnitude": 0.045, "random": 0.04
 """Largest share cut in a round: of rules that always cut so much, less, so that all paths have about as many rounds."""
 
 
-def dense(network: str, seed: int, work: Path, limit: int | None):
-    """Return the folder of one compression by random cuts of one round, for its trained network."""
+def finished(out: Path, *given, **settings):
+    """Return the compression at `out`: as it is, gone on with, or begun with what is given."""
     import bayesarch as ba
 
+    if (out / "summary.json").exists():
+        return ba.open_run(out)
+    return ba.resume(out) if out.exists() else ba.compress(*given, out=out, **settings)
+
+
+def dense(network: str, seed: int, work: Path, limit: int | None):
+    """Return the folder of one compression by random cuts of one round, for its trained network."""
     out = work / f"{network}-dense-s{seed}"
-    if not (out / "summary.json").exists():
-        ba.compress(
-            network, str(SHARED / "mnist.npz"), seed=seed, out=out, limit=limit, method="random", max_drop=0.5,
-            set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1},
-        )  # fmt: skip
+    finished(
+        out, network, str(SHARED / "mnist.npz"), seed=seed, limit=limit, method="random", max_drop=0.5,
+        set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1},
+    )  # fmt: skip
     return out
 
 
 def points(network: str, method: str, seed: int, work: Path, limit: int | None, rest: argparse.Namespace) -> dict:
     """Return what is kept of one path: its networks at several sizes, fine-tuned and scored on the test split."""
-    import bayesarch as ba
     from bayesarch.workflows.compress import front
 
     weights = dense(network, seed, work, limit) / "networks" / "dense.safetensors"
@@ -48,15 +53,10 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
         "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
         "train.epochs": rest.epochs, "compress.at_most": AT_MOST[method],
     }  # fmt: skip
-    if (out / "summary.json").exists():
-        run = ba.open_run(out)
-    elif out.exists():
-        run = ba.resume(out)
-    else:
-        run = ba.compress(
-            network, str(SHARED / "mnist.npz"), weights=str(weights), method=method, max_macs=bounds[-1], seed=seed,
-            out=out, limit=limit, set=given,
-        )  # fmt: skip
+    run = finished(
+        out, network, str(SHARED / "mnist.npz"), weights=str(weights), method=method, max_macs=bounds[-1], seed=seed,
+        limit=limit, set=given,
+    )  # fmt: skip
     whole, *rows = front(run.path, bounds)
 
     def kept(row: dict) -> dict:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bayesarch.nets import CLASSICS
+from bayesarch.nets.classics import VGG16, ResNet18
 from bayesarch.nets.densenet import DenseNet
 
 __all__ = ["densenet", "resnet18", "vgg16"]
@@ -10,12 +10,12 @@ __all__ = ["densenet", "resnet18", "vgg16"]
 
 def resnet18(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return ResNet-18, its stem for small images, 16 channels in the first stage."""
-    return CLASSICS["resnet18"](input_shape, classes, width=16)  # type: ignore[call-arg]
+    return ResNet18(input_shape, classes, width=16)
 
 
 def vgg16(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return VGG-16 with norms, 16 channels in the first stage."""
-    return CLASSICS["vgg16"](input_shape, classes, width=16)  # type: ignore[call-arg]
+    return VGG16(input_shape, classes, width=16)
 
 
 def densenet(input_shape: tuple[int, int, int], classes: int) -> nn.Module:

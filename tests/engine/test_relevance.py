@@ -19,12 +19,16 @@ class Split(Images):
         return len(self.labels)
 
 
-@pytest.fixture
-def net():
+def perceptron():
     with seeded(torch.Generator().manual_seed(0)):
         return nn.Sequential(
             nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
         ).double()
+
+
+@pytest.fixture
+def net():
+    return perceptron()
 
 
 @pytest.fixture

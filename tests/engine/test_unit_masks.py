@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_relevance import Split, hidden, of
+from test_relevance import Split, hidden, of, perceptron
 from torch import nn
 from torch.distributions import Bernoulli, kl_divergence
 
@@ -96,10 +96,7 @@ def test_every_example_sees_a_draw_of_its_own_and_what_may_not_leave_stays(net):
 
 @pytest.fixture
 def net():
-    with seeded(torch.Generator().manual_seed(0)):
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
-        ).double()
+    return perceptron()
 
 
 def test_keeping_costs_half_of_lambda_for_every_weight(net):

@@ -79,22 +79,25 @@ def test_layers_add_up(made):
     assert [tuple(row["after"]["shape"]) for row in table] == shapes
 
 
-def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
+def broken_after(rounds, out, **given):
+    """Break a compression of digits off after so many rounds, go on with it, and return it."""
+
     class Stop(Exception):
         pass
 
     def on_round(record):
-        if record["epoch"] == 2:
+        if record["epoch"] == rounds:
             raise Stop
 
     with pytest.raises(Stop):
-        ba.compress(
-            "lenet-300-100", "digits", max_params=9_000, set=SMALL, out=tmp_path / "b",
-            listener=CompressionListener(on_round=on_round),
-        )  # fmt: skip
-    status = json.loads((tmp_path / "b" / "status.json").read_text())
-    (tmp_path / "b" / "status.json").write_text(json.dumps({**status, "pid": 2**30}))
-    done = ba.resume(tmp_path / "b")
+        ba.compress("lenet-300-100", "digits", **given, out=out, listener=CompressionListener(on_round=on_round))
+    status = json.loads((out / "status.json").read_text())
+    (out / "status.json").write_text(json.dumps({**status, "pid": 2**30}))
+    return ba.resume(out)
+
+
+def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
+    done = broken_after(2, tmp_path / "b", max_params=9_000, set=SMALL)
     mine, other = (
         safetensors.torch.load_file(run.folder.path / "networks" / "small.safetensors") for run in (done, made)
     )
@@ -104,13 +107,6 @@ def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
 
 
 def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def on_round(record):
-        if record["epoch"] == 3:
-            raise Stop
-
     weights = made.folder.path / "networks" / "dense.safetensors"
     given = {"weights": weights, "method": "bernoulli", "max_params": 25_000}
     settings = {**SMALL, "compress.finetune_epochs": 1, "compress.lam": 0.03}
@@ -123,19 +119,20 @@ def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, t
     state = safetensors.torch.load_file(whole.folder.path / "rounds" / "001.safetensors")
     left = state["keep"].bool()
     assert state["known"].shape == left.shape
-    with pytest.raises(Stop):
-        ba.compress(
-            "lenet-300-100", "digits", **given, set=settings, out=tmp_path / "b",
-            listener=CompressionListener(on_round=on_round),
-        )  # fmt: skip
-    status = json.loads((tmp_path / "b" / "status.json").read_text())
-    (tmp_path / "b" / "status.json").write_text(json.dumps({**status, "pid": 2**30}))
-    gone_on = ba.resume(tmp_path / "b")
+    gone_on = broken_after(3, tmp_path / "b", **given, set=settings)
     mine, other = (
         safetensors.torch.load_file(run.folder.path / "networks" / "small.safetensors") for run in (gone_on, whole)
     )
     assert all(torch.equal(mine[name], other[name]) for name in other)
     assert [r["dead"] for r in gone_on.metrics] == [r["dead"] for r in whole.metrics]
+
+
+@pytest.mark.parametrize("method", ["bernoulli", "group-lasso"])
+@pytest.mark.parametrize("off", [{"penalty": False}, {"penalty_share": 0.0}], ids=["no penalty", "no share"])
+def test_ways_that_live_on_what_training_pays_say_so(method, off):
+    with pytest.raises(ConfigError, match=f"compress.method: {method} finds nobody to cut unless training pays"):
+        settle_compression({"compress": {"method": method, **off}})
+    assert settle_compression({"compress": {"method": "evidence", **off}}).compress.method == "evidence"
 
 
 def test_a_module_of_ones_own_with_its_weights(tmp_path):

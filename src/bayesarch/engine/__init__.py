@@ -28,11 +28,11 @@ from bayesarch.engine.method import State as State
 from bayesarch.engine.method import found_by as found_by
 from bayesarch.engine.method import partial_of as partial_of
 from bayesarch.engine.penalised import PenalisedTrainer as PenalisedTrainer
-from bayesarch.engine.penalised import Pressure as Pressure
 from bayesarch.engine.place import EngineConfig as EngineConfig
 from bayesarch.engine.place import Interrupted as Interrupted
 from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
+from bayesarch.engine.pressure import Pressure as Pressure
 from bayesarch.engine.relevance import Relevance as Relevance
 from bayesarch.engine.score import Score as Score
 from bayesarch.engine.score import batch_loss as batch_loss

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bayesarch.engine.pressure import Pressure
 from bayesarch.engine.relevance import Relevance
 from bayesarch.functional.bernoulli import keep_gates, logit_kl
 from bayesarch.nets import Units
@@ -26,7 +27,7 @@ SUREST = -4.0
 """Drop logit that a unit enters a round with at least, so that it can still change its mind."""
 
 
-class UnitMasks:
+class UnitMasks(Pressure):
     """Masks of a network's units, while it is trained.
 
     Args:
@@ -53,7 +54,7 @@ class UnitMasks:
         tau: float = 0.2,
     ) -> None:
         relevance = Relevance(net, units, free, lam / n)
-        self.free, self.n, self.tau, self.count = relevance.free, n, tau, units.count
+        self.free, self.n, self.tau = relevance.free, n, tau
         self.prior = 0.5 * lam * relevance.sizes
         begin = torch.full_like(self.prior, START) if known is None else known.to(self.prior).clamp(min=SUREST)
         self.phi = nn.Parameter(begin)
@@ -115,8 +116,8 @@ class UnitMasks:
         with torch.no_grad():
             self.phi.copy_(state["phi"])
         moments = {key.removeprefix("adam/"): value for key, value in state.items() if key.startswith("adam/")}
-        if moments:
-            self.optimizer.state[self.phi] = moments
+        if moments:  # the count of steps stays on the host, as Adam has it
+            self.optimizer.state[self.phi] = {k: v if k == "step" else v.to(self.phi) for k, v in moments.items()}
 
     def close(self) -> None:
         """Take the hooks off the network."""

@@ -1,48 +1,17 @@
 """Training of a network that is being made smaller, under what its rule makes it pay."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, Self
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from bayesarch.data import Batch
+from bayesarch.engine.pressure import Pressure
 from bayesarch.engine.trainer import Trainer
 
-__all__ = ["PenalisedTrainer", "Pressure"]
-
-
-class Pressure(Protocol):
-    """What a rule does to the training between two cuts."""
-
-    def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
-        """Return the block in which a pass forward of so many examples is made."""
-        ...
-
-    def cost(self) -> Tensor | float:
-        """Return what is added to the mean loss, 0-dim."""
-        ...
-
-    def step(self, amount: float) -> None:
-        """Take its own part of a step, after the weights have taken theirs: so much on the mean loss."""
-        ...
-
-    def learned(self) -> Tensor | None:
-        """Return the drop logits that were learned, shape (U,), on the CPU; None: none were."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what has to be remembered between two steps, by name."""
-        ...
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned."""
-        ...
-
-    def close(self) -> None:
-        """Leave the network as it would be without it."""
-        ...
+__all__ = ["PenalisedTrainer"]
 
 
 class PenalisedTrainer(Trainer):

@@ -1,12 +1,12 @@
 """The evidence of a network's units: priors on groups of its weights, and the penalty they make."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bayesarch.engine.pressure import Pressure
 from bayesarch.functional.groups import (
     group_sizes,
     group_slopes,
@@ -23,7 +23,7 @@ LARGE = 1e10
 """Variance of a unit that may not leave: its prior is flat."""
 
 
-class Relevance:
+class Relevance(Pressure):
     """Prior variances of a network's units.
 
     Args:
@@ -90,30 +90,9 @@ class Relevance:
         left = torch.where(self.free, left, torch.ones_like(left))
         return left.float().cpu(), saliency(weights, h, groups, self.units.count).cpu()
 
-    def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
-        """Leave the pass forward as it is."""
-        return nullcontext()
-
-    def cost(self) -> float:
-        """Return nothing: the penalty is paid by `step`."""
-        return 0.0
-
     def step(self, amount: float) -> None:
         """Take the penalty's part of a step."""
         self.shrink(amount)
-
-    def learned(self) -> None:
-        """Return nothing: the next cut looks at the network alone."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return nothing: what is paid follows from the network at the round's beginning."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put nothing back."""
-
-    def close(self) -> None:
-        """Do nothing: the network was left as it is."""
 
     @torch.no_grad()
     def shrink(self, amount: float) -> None:

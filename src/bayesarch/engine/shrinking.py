@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayesarch.config import Config
 from bayesarch.data import Split
 from bayesarch.engine.masks import UnitMasks
-from bayesarch.engine.penalised import Pressure
+from bayesarch.engine.pressure import Pressure
 from bayesarch.engine.relevance import Relevance
 from bayesarch.engine.weight_curvature import weight_curvature
 from bayesarch.errors import ConfigError
@@ -114,10 +114,12 @@ class Rule:
     Attributes:
         leaves: (network, units, which may leave, asked) -> (which are dead, order: lowest first, the lambda asked).
         pays: the same -> what training pays; None: nothing.
+        by_training: whether nobody is dead unless training has paid.
     """
 
     leaves: Callable[[nn.Module, Units, Tensor, Asked], tuple[Tensor, Tensor, float]]
     pays: Callable[[nn.Module, Units, Tensor, Asked], Pressure | None] = lambda net, units, free, asked: None
+    by_training: bool = False
 
 
 def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
@@ -181,10 +183,10 @@ def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure
 
 RULES: dict[str, Rule] = {
     "evidence": Rule(_evidence, _settled),
-    "bernoulli": Rule(_unlikely, _masks),
+    "bernoulli": Rule(_unlikely, _masks, by_training=True),
     "magnitude": Rule(_magnitude),
     "random": Rule(_random),
-    "group-lasso": Rule(_group_lasso, _sizes),
+    "group-lasso": Rule(_group_lasso, _sizes, by_training=True),
 }
 """Ways of making a network smaller, by name. To add one, add a line."""
 

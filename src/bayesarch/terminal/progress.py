@@ -30,29 +30,16 @@ def _held(engine: Any) -> str:
     return f" ({', '.join(ways)})" if ways else ""
 
 
-class Progress:
-    """A live line per search: stage, epoch, losses, options left, entropy, accuracy, time left.
+class _Live:
+    """A live line that goes away with its block.
 
     Args:
         quiet: show nothing.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        from bayesarch.workflows.search import Listener
-
-        self.console = Console(stderr=True, quiet=quiet)
-        self.path = ""
-        self.listener = Listener(
-            on_plan=lambda plan, settings: self.console.print(
-                plan_line(plan, settings), highlight=False, soft_wrap=True
-            ),
-            on_start=self._start,
-            on_step=self._step,
-            on_round=self._round,
-            on_repeats=self._repeats,
-        )
+    def __init__(self, quiet: bool) -> None:
+        self.console, self.path = Console(stderr=True, quiet=quiet), ""
         self._bar: Bar | None = None
-        self._drawn, self._stage = 0.0, ""
 
     def __enter__(self) -> Self:
         return self
@@ -66,32 +53,48 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
+    def _line(self, title: TextColumn, task: str, *, text: str, still: bool = False, **fields: Any) -> Bar:
+        """Begin the line and return it; `still`: it is drawn when it is told to be, and not by itself."""
+        columns = title, BarColumn(bar_width=18), TextColumn("{task.fields[text]}"), TimeElapsedColumn()
+        self._bar = Bar(*columns, console=self.console, transient=True, auto_refresh=not still)
+        self._task = self._bar.add_task(task, text=text, **fields)
+        self._bar.start()
+        return self._bar
+
+
+class Progress(_Live):
+    """A live line per search: stage, epoch, losses, options left, entropy, accuracy, time left.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from bayesarch.workflows.search import Listener
+
+        super().__init__(quiet)
+        self.listener = Listener(
+            on_plan=lambda plan, settings: self.console.print(
+                plan_line(plan, settings), highlight=False, soft_wrap=True
+            ),
+            on_start=self._start,
+            on_step=self._step,
+            on_round=self._round,
+            on_repeats=self._repeats,
+        )
+        self._drawn, self._stage = 0.0, ""
+
     def _start(self, engine: Any) -> None:
         self.path = str(engine.checkpoint.parent.parent)
         self._engine = engine
         self._options = engine.net.space.n_options
-        self._bar = Bar(
-            TextColumn("{task.fields[stage]:<8}"),
-            BarColumn(bar_width=18),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            auto_refresh=False,
-        )
-        self._task = self._bar.add_task("search", total=1.0, stage="search", text="starting")
-        self._bar.start()
+        title = TextColumn("{task.fields[stage]:<8}")
+        self._line(title, "search", text="starting", still=True, total=1.0, stage="search")
         self._began, self._from = time.monotonic(), self._share(engine.place)
 
     def _repeats(self, done: int, running: int, of: int) -> None:
-        if self._bar is None:
-            self._bar = Bar(
-                TextColumn("runs"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
-                console=self.console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("runs", total=of, text="starting")
-            self._bar.start()
-        self._bar.update(self._task, completed=done, text=f"{done} of {of} done, {running} running")
+        bar = self._bar or self._line(TextColumn("runs"), "runs", text="starting", total=of)
+        bar.update(self._task, completed=done, text=f"{done} of {of} done, {running} running")
 
     def _share(self, place: Any) -> float:
         """Part of the search stage's cap that is done."""
@@ -126,7 +129,7 @@ class Progress:
         self._bar.refresh()
 
 
-class TrainingProgress:
+class TrainingProgress(_Live):
     """A live line per training: epoch, losses, accuracy, time left.
 
     Args:
@@ -136,31 +139,13 @@ class TrainingProgress:
     def __init__(self, *, quiet: bool = False) -> None:
         from bayesarch.workflows.train import TrainingListener
 
-        self.console, self.path = Console(stderr=True, quiet=quiet), ""
+        super().__init__(quiet)
         self.listener = TrainingListener(on_start=self._start, on_round=self._round)
-        self._bar: Bar | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the live line away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def _start(self, trainer: Any) -> None:
         self.path = str(trainer.checkpoint.parent.parent)
         self._epochs, self._from, self._began = trainer.config.epochs, trainer.place.epoch, time.monotonic()
-        self._bar = Bar(
-            TextColumn("train"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
-            console=self.console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("train", total=self._epochs, completed=self._from, text="first epoch")
-        self._bar.start()
+        self._line(TextColumn("train"), "train", text="first epoch", total=self._epochs, completed=self._from)
 
     def _round(self, record: dict[str, Any]) -> None:
         if self._bar is None:

@@ -111,6 +111,11 @@ def settle_compression(record: Mapping[str, Any]) -> CompressSettings:
     train = check(TrainConfig, record.get("train") or {}, path="train", faults=faults)
     if config is not None and config.method not in RULES:
         faults.append(f"compress.method: no rule {config.method!r}, {nearest(config.method, RULES)}")
+    elif config is not None and RULES[config.method].by_training and not (config.penalty and config.penalty_share):
+        faults.append(
+            f"compress.method: {config.method} finds nobody to cut unless training pays; leave compress.penalty and "
+            "compress.penalty_share as they are"
+        )
     if train is not None and (train.auxiliary > 0 or train.drop_path > 0 or train.ema is not None):
         faults.append("train: auxiliary heads, dropped paths and moving averages are for `train`; leave them off here")
     raise_all(faults)

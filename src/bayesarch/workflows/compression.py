@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -27,17 +26,16 @@ from bayesarch.engine import (
 )
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import Streams, seeded
-from bayesarch.functional import uncertainty as un
 from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.workflows.compress_settings import CompressSettings
+from bayesarch.workflows.compression_scores import Judge, layer_table
 from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
 from bayesarch.workflows.smaller import named_network
-from bayesarch.workflows.worth import paired, score_row, told_apart
 
 __all__ = ["Compression", "CompressionListener"]
 
@@ -302,12 +300,12 @@ class Compression:
         sizes = [(self.folder.path / "networks" / f"{n}.safetensors").stat().st_size for n in ("dense", "small")]
         nets = {"dense": self.dense.eval(), "small": small}
         every = torch.ones(self.units.count, dtype=torch.bool)
-        scored = {name: self._scored(name, net, every if name == "dense" else keep) for name, net in nets.items()}
+        judge = self._judge()
+        scored = {name: judge.score(name, net, every if name == "dense" else keep) for name, net in nets.items()}
         rows = [
             {**scored[name][0], "bytes": size, "latency_ms": latency_ms(net, self.shape)}
             for (name, net), size in zip(nets.items(), sizes, strict=True)
         ]
-        y, seed = self._labels(), self.settings.seed
         self.folder.write_json(
             "summary.json",
             {
@@ -319,29 +317,25 @@ class Compression:
                 "params": rows[1]["params"],
                 "macs": rows[1]["macs"],
                 "rows": rows,
-                "difference": paired(scored["small"][1], scored["dense"][1], y, seed),
-                "layers": self._layers(keep),
+                "difference": judge.difference(scored["small"][1], scored["dense"][1]),
+                "layers": layer_table(self.units, keep),
                 "whole": dict(self.units.whole),
                 "selection": {"dense": self.dense_score.accuracy, "small": accuracy},
-                "n": len(y),
-                "test": {"accuracy": rows[1]["accuracy"]["value"], "n": len(y)},
+                "n": judge.n,
+                "test": {"accuracy": rows[1]["accuracy"]["value"], "n": judge.n},
             },
         )
         write_compression_report(self.folder)
 
-    def _scored(self, name: str, net: nn.Module, keep: Tensor) -> tuple[dict[str, Any], np.ndarray]:
-        """Return what a network costs and is worth on the test split, and its probabilities there."""
-        inside, outside = (un.softmax(z) for z in self._logits(net))
-        params, macs = self.units.cost(keep)
-        row = score_row(name, inside, self._labels(), self.settings.seed)
-        row |= {"params": params, "macs": macs, "auroc": told_apart(inside, outside, self.settings.seed)}
-        return row, inside
+    def _judge(self) -> Judge:
+        return Judge(self.units, self.splits["test"], self.settings.seed)
 
     def front(self, bounds: Sequence[int], epochs: int) -> list[dict[str, Any]]:
         """Return the first network of the path under each bound, fine-tuned and scored; see `front`."""
         self._train_dense()
-        whole = self._scored("dense", self.dense.eval(), torch.ones(self.units.count, dtype=torch.bool))
-        rows = [{**whole[0], "round": 0, "layers": self._layers(torch.ones(self.units.count, dtype=torch.bool))}]
+        judge, every = self._judge(), torch.ones(self.units.count, dtype=torch.bool)
+        whole = judge.score("dense", self.dense.eval(), every)
+        rows = [{**whole[0], "round": 0, "layers": layer_table(self.units, every)}]
         for bound in bounds:
             record = next((r for r in self.folder.read_metrics() if r["macs"] <= bound), None)
             if record is None:
@@ -349,43 +343,10 @@ class Compression:
             keep, net, _ = self._at(record["epoch"] - 1)
             trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
             small = pick_inputs(self._run(trainer).net, self.units.after(keep), keep).eval()
-            row, p = self._scored(f"at most {bound}", small, keep)
-            gap = paired(p, whole[1], self._labels(), self.settings.seed)
-            rows.append({**row, "round": record["epoch"], "layers": self._layers(keep), "difference": gap})
+            row, p = judge.score(f"at most {bound}", small, keep)
+            table, gap = layer_table(self.units, keep), judge.difference(p, whole[1])
+            rows.append({**row, "round": record["epoch"], "layers": table, "difference": gap})
         return rows
-
-    def _logits(self, net: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits of the test images, and of the same with their pixels shuffled, shape (n, K) each."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        net.eval()
-        with torch.no_grad():
-            for batch in self.splits["test"].in_order(512):
-                images = batch.images
-                flat = images.flatten(2)
-                order = torch.randperm(flat.shape[2], generator=generator).to(flat.device)
-                for place, x in zip(found, (images, flat[:, :, order].view_as(images)), strict=True):
-                    place.append(net(x).float().cpu())
-        inside, outside = (torch.cat(part).double().numpy() for part in found)
-        return inside, outside
-
-    def _labels(self) -> np.ndarray:
-        return torch.cat([batch.labels for batch in self.splits["test"].in_order(512)]).cpu().numpy()
-
-    def _layers(self, keep: Tensor) -> list[dict[str, Any]]:
-        """Return what each layer had and has, inputs counted as they are read."""
-        ones = torch.ones(self.units.count, dtype=torch.bool)
-        table = []
-        for name in self.units.macs:
-            entry: dict[str, Any] = {"layer": name.rpartition(".")[0]}
-            for label, mask in (("before", ones), ("after", self.units.standing(keep))):
-                shape = list(self.units.shapes[name])
-                for axis in (a for a in self.units.axes if a.name == name):
-                    shape[axis.dim] = int(mask[axis.units].sum())
-                share = float(np.prod(shape) / np.prod(self.units.shapes[name]))
-                entry[label] = {"shape": shape, "macs": round(self.units.macs[name] * share)}
-            table.append(entry)
-        return table
 
 
 def _reset(settings: CompressSettings, shape: tuple[int, int, int], classes: int, streams: Streams) -> nn.Module:
