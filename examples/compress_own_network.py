@@ -37,7 +37,7 @@ for _ in range(25):
         optimizer.step()
 
 with tempfile.TemporaryDirectory() as folder:
-    run = ba.compress(net, "digits", max_macs=250_000, out=Path(folder) / "smaller")
+    run = ba.compress(net, "digits", max_macs=300_000, out=Path(folder) / "smaller")
     small = run.network(net)
     before, after = run.summary["rows"]
     print(type(small).__name__, [tuple(p.shape) for p in small.parameters() if p.ndim > 1])

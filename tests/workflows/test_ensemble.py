@@ -40,6 +40,13 @@ def made(run, tmp_path_factory):
     return ba.ensemble(run, members=3, candidates="neighbours", set=given, out=out, seed=1)
 
 
+@pytest.fixture
+def fog_alone(monkeypatch):
+    """One corruption instead of 45: all of them are in the evaluation that is looked at."""
+    whole = workflow.evaluate
+    monkeypatch.setattr(workflow, "evaluate", lambda path: whole(path, corruptions=["fog"], severities=[2]))
+
+
 def split_of(run, name):
     config = DataConfig(**run.config["data"])
     examples = load(config)
@@ -148,7 +155,7 @@ def test_any_other_run_can_be_evaluated_too(made):
 
 
 @pytest.mark.parametrize("source", ["bpnas", "samples", "top", "nesbs-mc", "nesbs-svgd"])
-def test_every_source_ends_in_an_ensemble(source, run, tmp_path):
+def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone):
     done = ba.ensemble(run, members=2, candidates=source, set=SMALL, out=tmp_path / "a")
     assert len(done.members) == 2
     assert done.summary["source"] == source
@@ -166,7 +173,7 @@ def test_every_source_ends_in_an_ensemble(source, run, tmp_path):
             assert changed in ([], [json.loads(path.read_text())["choice"]])
 
 
-def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path):
+def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path, fog_alone):
     done = ba.ensemble(run, members=2, pool=4, candidates="nes-re", set={**SMALL, "ensemble.weights": "stacked"},
                        out=tmp_path / "a")  # fmt: skip
     kept = done.folder.read_json("ensemble.json")
@@ -180,7 +187,7 @@ def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path):
     assert sum(kept["mixture"]["weights"]) == pytest.approx(1.0)
 
 
-def test_a_member_that_fails_does_not_take_the_others_with_it(run, tmp_path, monkeypatch):
+def test_a_member_that_fails_does_not_take_the_others_with_it(run, tmp_path, monkeypatch, fog_alone):
     original = workflow._Work._member
 
     def breaking(self, index, arch):
@@ -246,7 +253,7 @@ def test_wrong_settings_are_named_before_anything_is_written(run, made, tmp_path
     assert not (tmp_path / "a").exists()
 
 
-def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path):
+def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path, fog_alone):
     given = {"space.width": 4, "space.blocks": 1, "engine.epochs": 2, "method.candidates": 3, "method.controls": 0}
     run = ba.search("digits", method="pgnas", space="shake-shake", limit=400, set=given, out=tmp_path / "search")
     done = ba.ensemble(run, members=2, candidates="samples", set=SMALL, out=tmp_path / "a")
@@ -296,7 +303,7 @@ def test_evaluated_runs_are_compared_by_example(made, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_members_on_a_ray_cluster(run, tmp_path):
+def test_members_on_a_ray_cluster(run, tmp_path, fog_alone):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install bayesarch[ray]")
     try:
         done = ba.ensemble(run, members=2, candidates="deepens", set=SMALL, out=tmp_path / "a", ray="local")
@@ -344,7 +351,7 @@ def test_halves_split_every_class():
     assert np.bincount(labels[second], minlength=3).tolist() == [2, 2, 0]
 
 
-def test_an_ensemble_on_arrays_keeps_them(tmp_path):
+def test_an_ensemble_on_arrays_keeps_them(tmp_path, fog_alone):
     from sklearn.datasets import load_digits
 
     digits = load_digits()
