@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from typer.testing import CliRunner
 
 import bayesarch as ba
+from bayesarch.cli import app
 from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.ensembles import SELECTIONS, Mixture, fit_mixture
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
+from bayesarch.workflows import processes
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.rewrite import rewrite
 from bayesarch.workflows.whole import RunListener
@@ -45,6 +48,24 @@ def fog_alone(monkeypatch):
     """One corruption instead of 45: all of them are in the evaluation that is looked at."""
     whole = workflow.evaluate
     monkeypatch.setattr(workflow, "evaluate", lambda path: whole(path, corruptions=["fog"], severities=[2]))
+
+
+class Here:
+    """A job that is done when it is asked for, in this process; jobs in their own have tests of their own."""
+
+    def __init__(self, path, command, environment):
+        done = CliRunner().invoke(app, command[3:])
+        with (path / "process.txt").open("a") as log:
+            log.write(str(done.exception or ""))
+        self.returncode = 0 if done.exception is None else 2
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(processes, "_local", Here)
 
 
 def split_of(run, name):
@@ -155,7 +176,7 @@ def test_any_other_run_can_be_evaluated_too(made):
 
 
 @pytest.mark.parametrize("source", ["bpnas", "samples", "top", "nesbs-mc", "nesbs-svgd"])
-def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone):
+def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone, here):
     done = ba.ensemble(run, members=2, candidates=source, set=SMALL, out=tmp_path / "a")
     assert len(done.members) == 2
     assert done.summary["source"] == source
@@ -173,7 +194,7 @@ def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone):
             assert changed in ([], [json.loads(path.read_text())["choice"]])
 
 
-def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path, fog_alone):
+def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path, fog_alone, here):
     done = ba.ensemble(run, members=2, pool=4, candidates="nes-re", set={**SMALL, "ensemble.weights": "stacked"},
                        out=tmp_path / "a")  # fmt: skip
     kept = done.folder.read_json("ensemble.json")
@@ -253,7 +274,7 @@ def test_wrong_settings_are_named_before_anything_is_written(run, made, tmp_path
     assert not (tmp_path / "a").exists()
 
 
-def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path, fog_alone):
+def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path, fog_alone, here):
     given = {"space.width": 4, "space.blocks": 1, "engine.epochs": 2, "method.candidates": 3, "method.controls": 0}
     run = ba.search("digits", method="pgnas", space="shake-shake", limit=400, set=given, out=tmp_path / "search")
     done = ba.ensemble(run, members=2, candidates="samples", set=SMALL, out=tmp_path / "a")
@@ -266,7 +287,7 @@ def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path, fog_alon
     assert not (tmp_path / "b").exists()
 
 
-def test_an_ensemble_of_perceptrons_on_a_table(tmp_path):
+def test_an_ensemble_of_perceptrons_on_a_table(tmp_path, here):
     from sklearn.datasets import load_wine
 
     from bayesarch.data import as_examples
@@ -378,7 +399,7 @@ def test_splits_of_members_and_evaluation_are_those_of_the_search(run, made):
     assert len(parts["weights"]) == made.data["sizes"]["weights"]
 
 
-def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path, monkeypatch):
+def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(run, tmp_path, monkeypatch, here):
     monkeypatch.setattr(workflow, "evaluate", lambda path: None)  # takes longer than the training, and is tested above
     given = {**SMALL, "train.lr": 0.01, "train.epochs": 1}
     alone, joint = (
@@ -398,7 +419,7 @@ def test_members_of_one_architecture_train_as_one_and_end_as_they_would_alone(ru
         assert np.abs(close).max() < 2e-3
 
 
-def test_a_stack_that_fails_leaves_its_members_to_train_alone(run, tmp_path, monkeypatch):
+def test_a_stack_that_fails_leaves_its_members_to_train_alone(run, tmp_path, monkeypatch, here):
     """Dropped paths cannot be stacked; asked for all the same, the members are trained one by one."""
     monkeypatch.setattr(workflow, "evaluate", lambda path: None)
     given = {**SMALL, "train.epochs": 1, "train.drop_path": 0.1, "ensemble.stack": "always"}
