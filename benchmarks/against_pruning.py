@@ -89,7 +89,7 @@ class Bench:
                 "dense_epochs": given.dense,
                 "dense_lr": TRAIN["lr"],
                 "curvature_examples": 2000,
-                "growth": 1.5,
+                "growth": 2.0,
             },
         }
         self.examples = load(DataConfig(source=str(self.data), **DATA))

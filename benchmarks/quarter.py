@@ -19,5 +19,5 @@ def vgg16(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def densenet(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Return a DenseNet with bottlenecks of three blocks of four layers, 8 channels a layer."""
-    return DenseNet(growth=8, blocks=(4, 4, 4), small_images=True, input_shape=input_shape, classes=classes)
+    """Return a DenseNet with bottlenecks of three blocks of three layers, 8 channels a layer."""
+    return DenseNet(growth=8, blocks=(3, 3, 3), small_images=True, input_shape=input_shape, classes=classes)
