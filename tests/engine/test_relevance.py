@@ -140,6 +140,57 @@ def test_lambda_grows_at_once_until_somebody_is_dead(net, units):
     assert (gone.dead, gone.lam) == (0, 1e-9)
 
 
+def test_other_groups_go_to_zero_inside_units_that_stay(net, units):
+    """Single weights and columns that carry nothing: the evidence names them, the units that hold them stay."""
+    with torch.no_grad():
+        net[3].weight[2, 5] = 1e-8
+        net[5].weight[:, 1] = torch.tensor([1e-8, 1e-8, 1e-8], dtype=torch.float64)
+    config = ShrinkConfig(curvature="exact", also=("weights", "channels"), at_most=0.9)
+    made = cut_of_round(net, units, hidden(units), Asked(Split(), config, 1e-6, torch.Generator()))
+    assert set(made.zeros) == {"1.weight", "3.weight", "5.weight"}
+    assert not made.zeros["3.weight"][2, 5]
+    assert not made.zeros["5.weight"][:, 1].any()
+    for name, h in weight_curvature(net, Split()).items():
+        if name in made.zeros:
+            needed = h * net.get_parameter(name).square() > 100 * 1e-6 / len(Split())
+            assert needed.sum() >= 5
+            assert made.zeros[name][needed].all()
+    assert made.keep[of(units, "3.weight", 0)[2]]
+    assert made.keep[of(units, "1.weight", 0)[5]]
+
+
+def test_no_more_of_the_other_groups_go_than_may_and_zeros_are_not_counted_again(net, units):
+    config = ShrinkConfig(curvature="exact", also=("weights",), at_most=0.1)
+    asked = Asked(Split(), config, 1e6, torch.Generator())
+    with torch.no_grad():
+        net[1].weight[:, :32] = 0  # 256 of 8 * 64 + 6 * 8 + 3 * 6 = 578
+    made = cut_of_round(net, units, hidden(units), asked)
+    gone = {name: ~stays for name, stays in made.zeros.items()}
+    assert sum(int(g.sum()) for g in gone.values()) == int(0.1 * (578 - 256))
+    assert not gone["1.weight"][:, :32].any()
+    assert not made.spent
+    assert not cut_of_round(net, units, torch.zeros_like(hidden(units)), asked).spent  # nor where no unit may leave
+    units_alone = cut(net, units)
+    assert units_alone.zeros == {}
+
+
+def test_the_penalty_falls_on_other_groups_too(net, units):
+    relevance = Relevance(net, units, hidden(units), 0.5, also=("filters", "weights"))
+    assert relevance.count == units.count + (8 + 6 + 3) + 578
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    first = relevance.within["3.weight"][1]  # single weights of the layer
+    relevance.slopes[first[4, 2]] = 0.04
+    relevance.slopes[first[1, 1]] = 1e9
+    relevance.shrink(0.1)
+    changed = (net[3].weight != before["3.weight"]).nonzero().tolist()
+    assert changed == [[1, 1], [4, 2]]
+    after = net[3].weight.detach()
+    assert float(after[1, 1]) == 0
+    was = float(before["3.weight"][4, 2])
+    assert float(after[4, 2]) == pytest.approx(math.copysign(max(abs(was) - 0.1 * 0.5 * 0.2, 0), was))
+    assert torch.equal(net[1].weight, before["1.weight"])
+
+
 def test_masks_let_go_what_they_drop_more_often_than_not_likeliest_first(net, units):
     first = of(units, "1.weight", 0)
     known = torch.full((units.count,), -1.0)

@@ -140,15 +140,20 @@ def test_dead_groups_stay_dead_and_nothing_is_not_a_number():
 
 
 def test_every_type_of_group_on_a_convolution_is_the_sum_over_its_weights():
-    """Filters, input channels, shape-wise, kernel-wise and single weights at once, against a loop over all weights."""
-    o, i, k = 3, 2, 2
-    starts = [0, o, o + i, o + i + i * k * k, o + i + i * k * k + o * i]
-    groups = [
-        torch.arange(o).view(o, 1, 1, 1), starts[1] + torch.arange(i).view(1, i, 1, 1),
-        starts[2] + torch.arange(i * k * k).view(1, i, k, k), starts[3] + torch.arange(o * i).view(o, i, 1, 1),
-        starts[4] + torch.arange(o * i * k * k).view(o, i, k, k),
-    ]  # fmt: skip
-    count = starts[4] + o * i * k * k
+    """All types at once, against a loop over all weights; how many groups of a type there are is counted by hand."""
+    o, i, k, groups, count = 3, 2, 2, [], 0
+    for kind in fg.GROUP_TYPES:
+        groups.append(fg.group_index(kind, (o, i, k, k), count))
+        assert int(groups[-1].min()) == count
+        count += groups[-1].numel()
+    many = [o, i, i * k * k, o * i, o * i * k, o * i * k, o * i * k * k]
+    assert [index.numel() for index in groups] == many
+    place = dict(zip(fg.GROUP_TYPES, groups, strict=True))
+    together = [(1, 0, 1, 1), (1, 1, 0, 1)]  # same filter, another channel; same row, another column, and so on
+    assert len({int(place["filters"].expand(o, i, k, k)[at]) for at in together}) == 1
+    assert len({int(place["kernel-rows"].expand(o, i, k, k)[1, 0, 1, b]) for b in range(k)}) == 1
+    assert len({int(place["kernel-columns"].expand(o, i, k, k)[1, 0, a, 1]) for a in range(k)}) == 1
+    assert len({int(place["shapes"].expand(o, i, k, k)[f, 1, 0, 1]) for f in range(o)}) == 1
     generator = torch.Generator().manual_seed(0)
     gamma = torch.rand(count, dtype=DOUBLE, generator=generator) + 0.1
     w, h = (torch.rand(o, i, k, k, dtype=DOUBLE, generator=generator) for _ in range(2))
@@ -161,6 +166,12 @@ def test_every_type_of_group_on_a_convolution_is_the_sum_over_its_weights():
             squares[g] += w[a, b, c, d] ** 2
     torch.testing.assert_close(fg.group_slopes(gamma, h, groups), slopes, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(fg.group_squares(w, groups, count), squares, rtol=1e-12, atol=1e-12)
+
+
+def test_a_linear_layer_has_rows_columns_and_single_weights():
+    shapes = {kind: tuple(fg.group_index(kind, (4, 5)).shape) for kind in fg.GROUP_TYPES}
+    single = dict.fromkeys(("kernels", "kernel-rows", "kernel-columns", "weights"), (4, 5))
+    assert shapes == {"filters": (4, 1), "channels": (1, 5), "shapes": (1, 5), **single}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS
 from bayesarch.nets.slicing import PickChannels
+from bayesarch.terminal import print_compression
 from bayesarch.workflows import compress as workflow
 from bayesarch.workflows.compress import CompressionListener
 from bayesarch.workflows.compress_settings import settle_compression
@@ -125,6 +126,36 @@ def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, t
     )
     assert all(torch.equal(mine[name], other[name]) for name in other)
     assert [r["dead"] for r in gone_on.metrics] == [r["dead"] for r in whole.metrics]
+
+
+def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
+    weights = made.folder.path / "networks" / "dense.safetensors"
+    given = {
+        "weights": weights, "max_params": 20_000,
+        "set": SMALL | {"compress.also": ["weights", "channels"], "compress.lam": 0.1},
+    }  # fmt: skip
+    run = ba.compress("lenet-300-100", "digits", **given, out=tmp_path / "a")
+    counts = [record["nonzero"] for record in run.metrics]
+    assert counts == sorted(counts, reverse=True)
+    small = {name: p for name, p in run.network().named_parameters() if p.ndim > 1}
+    left = {row["layer"]: row["after"]["nonzero"] for row in run.summary["layers"]}
+    assert [int(p.count_nonzero()) for p in small.values()] == list(left.values())
+    total = sum(p.numel() for p in small.values())
+    assert sum(left.values()) <= counts[run.summary["round"] - 1] < 0.95 * total
+    print_compression(run)
+    assert f"{sum(left.values()):,} of {total:,} weights (weights, channels)" in capsys.readouterr().out
+    page = (run.folder.path / "report.html").read_text()
+    assert "weights not zero" in page
+    assert "weights not zero" not in (made.folder.path / "report.html").read_text()
+    broken = broken_after(2, tmp_path / "b", **given)
+    for name, p in broken.network().named_parameters():
+        assert torch.equal(p, run.network().get_parameter(name)), name
+
+
+@pytest.mark.parametrize("method", ["bernoulli", "magnitude", "random", "group-lasso"])
+def test_only_the_evidence_judges_other_groups(method):
+    with pytest.raises(ConfigError, match=r"compress.also: .* judges units alone"):
+        settle_compression({"compress": {"module": "lenet-5", "method": method, "also": ["weights"]}})
 
 
 @pytest.mark.parametrize("method", ["bernoulli", "group-lasso"])

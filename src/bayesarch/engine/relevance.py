@@ -1,6 +1,6 @@
 """The evidence of a network's units: priors on groups of its weights, and the penalty they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bayesarch.engine.pressure import Pressure
 from bayesarch.functional.groups import (
+    group_index,
     group_sizes,
     group_slopes,
     group_squares,
@@ -24,7 +25,7 @@ LARGE = 1e10
 
 
 class Relevance(Pressure):
-    """Prior variances of a network's units.
+    """Prior variances of a network's units, and of other groups of its weights, whose numbers G follow the units' U.
 
     Args:
         net: the network.
@@ -33,22 +34,34 @@ class Relevance(Pressure):
         lam: weight of the penalty beside the mean loss; 1 / n is the evidence of n examples, more is a colder choice
             of fewer weights.
         form: `sum` of the slopes in a group, whose variance is one of a weight; `mean`, as a public code has it.
+        also: types of further groups, each on the weights of every layer (`functional.groups.GROUP_TYPES`).
     """
 
     def __init__(
-        self, net: nn.Module, units: Units, free: Tensor, lam: float, form: Literal["sum", "mean"] = "sum"
+        self,
+        net: nn.Module,
+        units: Units,
+        free: Tensor,
+        lam: float,
+        form: Literal["sum", "mean"] = "sum",
+        also: Sequence[str] = (),
     ) -> None:
         self.net, self.units, self.lam, self.form = net, units, lam, form
         like = next(net.parameters())
         device = like.device
-        self.free = free.to(device)
-        self.tensors = {
-            name: [index.to(device) for index in units.memberships(name)]
-            for name in units.shapes
-            if units.memberships(name)
-        }
-        self.sizes = self._summed(lambda p, groups: group_sizes(p, groups, units.count))
-        self.gamma = torch.full((units.count,), LARGE, device=device, dtype=like.dtype)
+        self.tensors = {name: units.memberships(name) for name in units.shapes}
+        self.count = units.count
+        self.within: dict[str, list[Tensor]] = {name: [] for name in (units.macs if also else ())}
+        for name, kind in ((name, kind) for name in self.within for kind in also):
+            index = group_index(kind, units.shapes[name], self.count)
+            self.count += index.numel()
+            self.within[name].append(index)
+            self.tensors[name] = [*self.tensors[name], index]
+        self.tensors = {name: [index.to(device) for index in g] for name, g in self.tensors.items() if g}
+        others = torch.ones(self.count - units.count, dtype=torch.bool, device=device)
+        self.free = torch.cat([free.to(device), others])
+        self.sizes = self._summed(lambda p, groups: group_sizes(p, groups, self.count))
+        self.gamma = torch.full((self.count,), LARGE, device=device, dtype=like.dtype)
         self.slopes = torch.zeros_like(self.gamma)
 
     def _summed(self, part: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
@@ -57,8 +70,21 @@ class Relevance(Pressure):
             return torch.stack([part(parameters[n].detach(), g) for n, g in self.tensors.items()]).sum(0)
 
     def norms(self) -> Tensor:
-        """Return the norm of every unit's weights, shape (U,)."""
-        return self._summed(lambda p, groups: group_squares(p, groups, self.units.count)).sqrt()
+        """Return the norm of every group's weights, shape (G,)."""
+        return self._summed(lambda p, groups: group_squares(p, groups, self.count)).sqrt()
+
+    def staying(self, gone: Tensor) -> dict[str, Tensor]:
+        """Return which weights of each tensor stay when groups go that are no units, bool, by parameter name.
+
+        Args:
+            gone: which go, bool, shape (G,).
+        """
+        stays = {}
+        for name, indexes in self.within.items():
+            stays[name] = torch.ones(self.units.shapes[name], dtype=torch.bool)
+            for index in indexes:
+                stays[name] &= ~gone.cpu()[index]
+        return stays
 
     def _named(self, curvature: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
         """Return weights, curvature over lambda and memberships, tensor by tensor; missing curvature counts as flat."""
@@ -77,8 +103,8 @@ class Relevance(Pressure):
             curvature: of the mean loss in the weights, by parameter name; what is missing counts as flat.
 
         Returns:
-            What the evidence leaves of each unit's squared norm (1 where it may not leave), and each unit's saliency
-            (below 1 where a unit alone would die), shapes (U,), on the CPU.
+            What the evidence leaves of each group's squared norm (1 where it may not leave), and each group's saliency
+            (below 1 where a group alone would die), shapes (G,), on the CPU.
         """
         weights, h, groups = self._named(curvature)
         gamma, left = quadratic_optimum(weights, h, groups, self.free)
@@ -88,7 +114,7 @@ class Relevance(Pressure):
             slopes = slopes / self.sizes.clamp(min=1)
         self.slopes = torch.where(self.free, slopes, torch.zeros_like(slopes))
         left = torch.where(self.free, left, torch.ones_like(left))
-        return left.float().cpu(), saliency(weights, h, groups, self.units.count).cpu()
+        return left.float().cpu(), saliency(weights, h, groups, self.count).cpu()
 
     def step(self, amount: float) -> None:
         """Take the penalty's part of a step."""
@@ -96,7 +122,7 @@ class Relevance(Pressure):
 
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
-        """Take the penalty's part of a step: every unit's weights towards zero, and onto it.
+        """Take the penalty's part of a step: every group's weights towards zero, and onto it.
 
         Args:
             amount: the step on the loss that it belongs to.

@@ -1,7 +1,7 @@
 """How a network is made smaller: which units leave in a round, by which rule; knows no file and no command line."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,12 +17,12 @@ from bayesarch.engine.weight_curvature import weight_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.nets.coupling import Units
 
-__all__ = ["RULES", "Asked", "Cut", "Rule", "ShrinkConfig", "cut_of_round", "pressure_of_round"]
+__all__ = ["RULES", "Asked", "Cut", "Rule", "ShrinkConfig", "Verdict", "cut_of_round", "pressure_of_round"]
 
 TOO_MUCH = 1e6
 """How much larger than asked lambda may become in one round, in the search for somebody who is dead."""
 LEFT = 0.01
-"""A unit is dead where the evidence leaves less than this part of its squared norm."""
+"""A group is dead where the evidence leaves less than this part of its squared norm."""
 
 
 class ShrinkConfig(Config):
@@ -32,8 +32,14 @@ class ShrinkConfig(Config):
     """evidence; bernoulli (PGNAS's masks, on units); or a baseline: magnitude, random, group-lasso."""
     rounds: int = Field(default=80, ge=1)
     """Cap on rounds of cutting and training."""
+    also: tuple[
+        Literal["filters", "channels", "shapes", "kernels", "kernel-rows", "kernel-columns", "weights"], ...
+    ] = ()
+    """Further groups, of the weights of units that stay: they go to zero for good, which makes no tensor smaller
+    (evidence)."""
     at_most: float = Field(default=0.1, gt=0, lt=1)
-    """Largest share of the units that leave in one round: each is judged as if the others stayed."""
+    """Largest share of the units (and of further groups) that leaves in one round: each is judged as if the others
+    stayed."""
     lam: float = Field(default=0.01, gt=0)
     """First weight of the prior, in units of 1 / n: 1 is the evidence of the n training examples."""
     growth: float = Field(default=1.3, gt=1)
@@ -67,12 +73,33 @@ class Cut:
         dead: how many the rule would have let go.
         lam: weight of the prior that was asked for, in units of 1 / n.
         spent: whether all of them have left, so that the next round may ask for more.
+        zeros: which weights of a tensor stay, bool, by parameter name, where other groups than units leave.
     """
 
     keep: Tensor
     dead: int
     lam: float
     spent: bool
+    zeros: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says.
+
+    Attributes:
+        dead: which units it would let go, bool, shape (U,).
+        order: whom first: the lowest, shape (U,).
+        lam: weight of the prior that was asked for, in units of 1 / n.
+        zeros: as in `Cut`.
+        spent: whether all other groups that are dead are in `zeros`.
+    """
+
+    dead: Tensor
+    order: Tensor
+    lam: float
+    zeros: Mapping[str, Tensor] = field(default_factory=dict)
+    spent: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,53 +139,77 @@ class Rule:
     """Which units leave, and what the training until the next cut pays.
 
     Attributes:
-        leaves: (network, units, which may leave, asked) -> (which are dead, order: lowest first, the lambda asked).
+        leaves: (network, units, which may leave, asked) -> what it says of them.
         pays: the same -> what training pays; None: nothing.
         by_training: whether nobody is dead unless training has paid.
+        groups: whether it judges other groups than units.
     """
 
-    leaves: Callable[[nn.Module, Units, Tensor, Asked], tuple[Tensor, Tensor, float]]
+    leaves: Callable[[nn.Module, Units, Tensor, Asked], Verdict]
     pays: Callable[[nn.Module, Units, Tensor, Asked], Pressure | None] = lambda net, units, free, asked: None
     by_training: bool = False
+    groups: bool = False
 
 
-def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
-    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a unit.
+def _weakest(dead: Tensor, order: Tensor, share: float, of: int) -> tuple[Tensor, int]:
+    """Return which of the dead leave in this round, bool, and how many are dead.
+
+    Args:
+        dead: bool, shape (N,).
+        order: whom first: the lowest, shape (N,).
+        share: largest part that leaves, one at least.
+        of: of how many.
+    """
+    leaving, gone = dead.nonzero().flatten(), torch.zeros_like(dead)
+    gone[leaving[order[leaving].argsort()][: max(1, int(share * of))]] = True
+    return gone, len(leaving)
+
+
+def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
+    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a group.
 
     Where nobody is dead, lambda grows at once: nothing is learned by training the same network again.
     """
-    curvature, lam = asked.curvature(net), asked.lam
+    curvature, lam, config = asked.curvature(net), asked.lam, asked.config
     while True:
-        left, saliency = Relevance(net, units, free, lam / len(asked.split), asked.config.form).settle(curvature)
-        dead = left < LEFT
-        if bool((dead & free).any()) or lam > TOO_MUCH * asked.lam or not bool(free.any()):
-            return dead, saliency, lam
-        lam *= asked.config.growth
+        relevance = Relevance(net, units, free, lam / len(asked.split), config.form, config.also)
+        left, order = relevance.settle(curvature)
+        may = relevance.free.cpu() & (relevance.norms() > 0).cpu()
+        may[: units.count] = free
+        dead = (left < LEFT) & may
+        if bool(dead.any()) or lam > TOO_MUCH * asked.lam or not bool(may.any()):
+            break
+        lam *= config.growth
+    mine = torch.arange(len(dead)) < units.count
+    gone, others = _weakest(dead & ~mine, order, config.at_most, int((may & ~mine).sum()))
+    zeros, spent = relevance.staying(gone), others == int(gone.sum())
+    return Verdict(dead[mine], order[mine], lam, zeros, spent)
 
 
 def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
     """The penalty that the evidence makes."""
-    relevance = Relevance(net, units, free, asked.each, asked.config.form)
+    relevance = Relevance(net, units, free, asked.each, asked.config.form, asked.config.also)
     relevance.settle(asked.curvature(net))
     return relevance
 
 
-def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
+def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """Mean squares of the weights: as many leave as may in a round."""
     relevance = Relevance(net, units, free, 1.0)
-    return torch.ones_like(free), (relevance.norms().square() / relevance.sizes.clamp(min=1)).cpu(), asked.lam
+    mean = relevance.norms().square() / relevance.sizes.clamp(min=1)
+    return Verdict(torch.ones_like(free), mean.cpu(), asked.lam)
 
 
-def _random(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
+def _random(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """Any: as many leave as may in a round."""
     order = torch.rand(units.count, generator=asked.stream, device=asked.stream.device).cpu()
-    return torch.ones_like(free), order, asked.lam
+    return Verdict(torch.ones_like(free), order, asked.lam)
 
 
-def _group_lasso(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
+def _group_lasso(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """Units that the penalty has brought to zero."""
     norms = Relevance(net, units, free, asked.each).norms().cpu()
-    return norms == 0, norms, asked.lam
+    return Verdict(norms == 0, norms, asked.lam)
 
 
 def _sizes(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -168,11 +219,11 @@ def _sizes(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure
     return relevance
 
 
-def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> tuple[Tensor, Tensor, float]:
+def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """Units that the masks of the training before drop more often than not."""
     if asked.known is None:
-        return torch.zeros_like(free), torch.zeros(units.count), asked.lam
-    return asked.known > 0, -asked.known, asked.lam
+        return Verdict(torch.zeros_like(free), torch.zeros(units.count), asked.lam)
+    return Verdict(asked.known > 0, -asked.known, asked.lam)
 
 
 def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -182,7 +233,7 @@ def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure
 
 
 RULES: dict[str, Rule] = {
-    "evidence": Rule(_evidence, _settled),
+    "evidence": Rule(_evidence, _settled, groups=True),
     "bernoulli": Rule(_unlikely, _masks, by_training=True),
     "magnitude": Rule(_magnitude),
     "random": Rule(_random),
@@ -207,13 +258,9 @@ def cut_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Cu
     if config.method not in RULES:
         raise ConfigError(f"compress.method: no rule {config.method!r}; there are {', '.join(RULES)}")
     may = free & units.present()
-    dead, order, lam = RULES[config.method].leaves(net, units, may, asked)
-    leaving = (dead & may).nonzero().flatten()
-    leaving = leaving[order[leaving].argsort()]
-    allowed = max(1, int(config.at_most * int(may.sum())))
-    keep = torch.ones_like(free)
-    keep[leaving[:allowed]] = False
-    return Cut(keep, len(leaving), lam, len(leaving) <= allowed)
+    said = RULES[config.method].leaves(net, units, may, asked)
+    gone, dead = _weakest(said.dead & may, said.order, config.at_most, int(may.sum()))
+    return Cut(~gone, dead, said.lam, said.spent and dead == int(gone.sum()), said.zeros)
 
 
 def pressure_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure | None:

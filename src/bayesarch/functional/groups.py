@@ -15,20 +15,22 @@ lambda turns one form into the other. s in alpha is the combined one: with gamma
 groups overlap.
 
 `groups` are the memberships of one tensor of weights: numbers of groups, one index for each type of group, each of a
-shape that broadcasts to the tensor's. For a convolution (O, I, k, k): filters (O, 1, 1, 1), input channels
-(1, I, 1, 1), shape-wise (1, I, k, k), kernel-wise (O, I, 1, 1), single weights (O, I, k, k). Groups that reach over
-several tensors add up: sums of squares and of slopes are taken tensor by tensor.
+shape that broadcasts to the tensor's (`group_index` makes them by name). Groups that reach over several tensors add up:
+sums of squares and of slopes are taken tensor by tensor.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "GROUP_TYPES",
     "combined_variance",
     "group_bound",
     "group_fixed_point",
+    "group_index",
     "group_sizes",
     "group_slopes",
     "group_squares",
@@ -37,6 +39,31 @@ __all__ = [
     "saliency",
     "shrink",
 ]
+
+
+GROUP_TYPES: dict[str, tuple[int, ...]] = {
+    "filters": (0,),
+    "channels": (1,),
+    "shapes": (1, 2, 3),
+    "kernels": (0, 1),
+    "kernel-rows": (0, 1, 2),
+    "kernel-columns": (0, 1, 3),
+    "weights": (0, 1, 2, 3),
+}
+"""Types of groups on a weight (O, I, k, k), by the dimensions whose places tell one group from another. On a linear
+layer's (O, I), read as 1 x 1 kernels, filters are rows, channels (and shapes) columns, all others single weights."""
+
+
+def group_index(kind: str, shape: Sequence[int], first: int = 0) -> Tensor:
+    """Return a tensor's memberships for one type of group, numbered from `first`; broadcasts to `shape`.
+
+    Args:
+        kind: a key of `GROUP_TYPES`.
+        shape: of the weight, (O, I) or (O, I, k, ...).
+        first: number of its first group.
+    """
+    sizes = [n if d in GROUP_TYPES[kind] else 1 for d, n in enumerate(shape)]
+    return first + torch.arange(math.prod(sizes)).view(sizes)
 
 
 def combined_variance(gamma: Tensor, groups: Sequence[Tensor]) -> Tensor:

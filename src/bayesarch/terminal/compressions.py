@@ -1,5 +1,6 @@
 """What people see of a compression: a line per round, and a table at the end."""
 
+import math
 import sys
 from typing import Any, Self
 
@@ -75,6 +76,10 @@ def print_compression(run: Any) -> None:
         f"accuracy {gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}), test split, n = {summary['n']}, "
         "90 %, paired by example"
     )
+    if summary.get("also"):
+        after = [row["after"] for row in summary["layers"]]
+        left, of = sum(row["nonzero"] for row in after), sum(math.prod(row["shape"]) for row in after)
+        print(f"not zero   {left:,} of {of:,} weights ({', '.join(summary['also'])}): zeros are stored and multiplied")
     for where, why in summary["whole"].items():
         print(f"left whole: {where or 'the network'}, {why}")
     print(f"report     {run.path}/report.html")

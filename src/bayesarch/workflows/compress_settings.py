@@ -111,6 +111,8 @@ def settle_compression(record: Mapping[str, Any]) -> CompressSettings:
     train = check(TrainConfig, record.get("train") or {}, path="train", faults=faults)
     if config is not None and config.method not in RULES:
         faults.append(f"compress.method: no rule {config.method!r}, {nearest(config.method, RULES)}")
+    elif config is not None and config.also and not RULES[config.method].groups:
+        faults.append(f"compress.also: {config.method} judges units alone; leave it empty or take method=evidence")
     elif config is not None and RULES[config.method].by_training and not (config.penalty and config.penalty_share):
         faults.append(
             f"compress.method: {config.method} finds nobody to cut unless training pays; leave compress.penalty and "

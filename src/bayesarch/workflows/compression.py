@@ -31,7 +31,7 @@ from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder, write_atomically
 from bayesarch.workflows.compress_settings import CompressSettings
-from bayesarch.workflows.compression_scores import Judge, layer_table
+from bayesarch.workflows.compression_scores import Judge, layer_table, nonzero
 from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
@@ -149,8 +149,14 @@ class Compression:
             observer=Observer(should_stop=self.stop.is_set),
         )
         if keep is not None:
-            trainer.held = held_inputs(trainer.net, self.units.after(keep), keep)
+            trainer.held = held_inputs(trainer.net, self.units.after(keep), keep) + self._zeros(trainer.net)
         return trainer
+
+    def _zeros(self, net: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return weights in which groups may have gone to zero, each with what holds them there: 1 where one stays."""
+        if not self.settings.compress.also:
+            return []
+        return [(p, (p != 0).to(p.dtype)) for name, p in net.named_parameters() if name in self.units.macs]
 
     def _run(self, trainer: Trainer) -> Trainer:
         """Train to the end, from the checkpoint where there is one, which then goes."""
@@ -192,6 +198,7 @@ class Compression:
             asked = Asked(self.splits["weights"], config, lam, stream, known)
             cut = cut_of_round(net, units, self.free & keep, asked)
             lam, asked = cut.lam, replace(asked, lam=cut.lam)
+            _set_to_zero(net, cut.zeros)
             if cut.dead:
                 keep = keep & cut.keep
                 net = cut_units(net, units, keep)
@@ -215,6 +222,8 @@ class Compression:
                 "selection_loss": score.loss,
                 "seconds": time.monotonic() - began,
             }
+            if config.also:
+                record["nonzero"] = sum(nonzero(net, units).values())
             if self.settings.limits.max_latency_ms is not None:
                 record["latency_ms"] = self._latency(net, keep)
             _write_state(self.folder.path / "rounds" / f"{number:03d}.safetensors", net, keep, known)
@@ -295,6 +304,7 @@ class Compression:
         """Write the network and the summary; the test split is read here."""
         self.listener.on_stage("evaluating")
         accuracy = trainer.selection().accuracy
+        left = nonzero(trainer.net, self.units) if self.settings.compress.also else None
         small = pick_inputs(trainer.net, self.units.after(keep), keep).eval()
         _write_state(self.folder.path / "networks" / "small.safetensors", small, keep)
         sizes = [(self.folder.path / "networks" / f"{n}.safetensors").stat().st_size for n in ("dense", "small")]
@@ -318,7 +328,8 @@ class Compression:
                 "macs": rows[1]["macs"],
                 "rows": rows,
                 "difference": judge.difference(scored["small"][1], scored["dense"][1]),
-                "layers": layer_table(self.units, keep),
+                "layers": layer_table(self.units, keep, left),
+                "also": list(self.settings.compress.also),
                 "whole": dict(self.units.whole),
                 "selection": {"dense": self.dense_score.accuracy, "small": accuracy},
                 "n": judge.n,
@@ -342,9 +353,10 @@ class Compression:
                 raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
             keep, net, _ = self._at(record["epoch"] - 1)
             trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
-            small = pick_inputs(self._run(trainer).net, self.units.after(keep), keep).eval()
+            left = nonzero(self._run(trainer).net, self.units) if self.settings.compress.also else None
+            small = pick_inputs(trainer.net, self.units.after(keep), keep).eval()
             row, p = judge.score(f"at most {bound}", small, keep)
-            table, gap = layer_table(self.units, keep), judge.difference(p, whole[1])
+            table, gap = layer_table(self.units, keep, left), judge.difference(p, whole[1])
             rows.append({**row, "round": record["epoch"], "layers": table, "difference": gap})
         return rows
 
@@ -353,6 +365,14 @@ def _reset(settings: CompressSettings, shape: tuple[int, int, int], classes: int
     """Return the named network, its weights drawn from the run's own stream."""
     with seeded(streams["init"]):
         return named_network(str(settings.compress.module), shape, classes)
+
+
+@torch.no_grad()
+def _set_to_zero(net: nn.Module, stays: Mapping[str, Tensor]) -> None:
+    """Set weights to zero, in place: those that do not stay, by parameter name."""
+    parameters = dict(net.named_parameters())
+    for name, mask in stays.items():
+        parameters[name].mul_(mask.to(parameters[name]))
 
 
 def _write_state(path: Path, net: nn.Module, keep: Tensor | None = None, known: Tensor | None = None) -> None:

@@ -1,5 +1,6 @@
 """What a network that was made smaller is worth on the test split, and what of each layer is left."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from bayesarch.functional import uncertainty as un
 from bayesarch.nets import Units
 from bayesarch.workflows.worth import paired, score_row, told_apart
 
-__all__ = ["Judge", "layer_table"]
+__all__ = ["Judge", "layer_table", "nonzero"]
 
 
 class Judge:
@@ -56,12 +57,23 @@ class Judge:
         return inside, outside
 
 
-def layer_table(units: Units, keep: Tensor) -> list[dict[str, Any]]:
+def nonzero(net: nn.Module, units: Units) -> dict[str, int]:
+    """Return how many weights of each layer are not zero, by parameter name.
+
+    Args:
+        net: what `cut_units` left, trained.
+        units: of the whole network.
+    """
+    return {name: int(p.count_nonzero()) for name, p in net.named_parameters() if name in units.macs}
+
+
+def layer_table(units: Units, keep: Tensor, left: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
     """Return what each layer had and has, inputs counted as they are read.
 
     Args:
         units: of the whole network.
         keep: which stay, bool, shape (U,).
+        left: how many weights are not zero, by parameter name, where this is to be told.
     """
     ones = torch.ones(units.count, dtype=torch.bool)
     table = []
@@ -73,5 +85,7 @@ def layer_table(units: Units, keep: Tensor) -> list[dict[str, Any]]:
                 shape[axis.dim] = int(mask[axis.units].sum())
             share = float(np.prod(shape) / np.prod(units.shapes[name]))
             entry[label] = {"shape": shape, "macs": round(units.macs[name] * share)}
+        if left:
+            entry["after"]["nonzero"] = left[name]
         table.append(entry)
     return table
