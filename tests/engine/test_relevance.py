@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_more_lambda_lets_more_go(net, units):
 
 
 def cut(net, units, seed=0, known=None, **settings):
-    config = ShrinkConfig(**{"curvature": "exact", **settings})
+    config = ShrinkConfig(**{"curvature": "exact", "lam": 1e6, **settings})
     stream = torch.Generator().manual_seed(seed)
     return cut_of_round(net, units, hidden(units), Asked(Split(), config, 1e6, stream, known))
 
@@ -160,7 +161,7 @@ def test_other_groups_go_to_zero_inside_units_that_stay(net, units):
 
 
 def test_no_more_of_the_other_groups_go_than_may_and_zeros_are_not_counted_again(net, units):
-    config = ShrinkConfig(curvature="exact", also=("weights",), at_most=0.1)
+    config = ShrinkConfig(curvature="exact", also=("weights",), at_most=0.1, lam=1e6)
     asked = Asked(Split(), config, 1e6, torch.Generator())
     with torch.no_grad():
         net[1].weight[:, :32] = 0  # 256 of 8 * 64 + 6 * 8 + 3 * 6 = 578
@@ -189,6 +190,69 @@ def test_the_penalty_falls_on_other_groups_too(net, units):
     was = float(before["3.weight"][4, 2])
     assert float(after[4, 2]) == pytest.approx(math.copysign(max(abs(was) - 0.1 * 0.5 * 0.2, 0), was))
     assert torch.equal(net[1].weight, before["1.weight"])
+
+
+def test_lambda_falls_back_where_more_are_dead_than_may_leave(net, units):
+    """The weakest leave as they would have; what training pays, and the next round, go by the lower lambda."""
+    config = ShrinkConfig(curvature="exact", growth=1.5, lam=1e-9, at_most=0.2)
+    asked = Asked(Split(), config, 1e-2, torch.Generator())
+    made = cut_of_round(net, units, hidden(units), asked)
+    high = replace(asked, config=config.model_copy(update={"lam": 1e-2}))  # not below its first value
+    stays = cut_of_round(net, units, hidden(units), high)
+    assert stays.lam == 1e-2
+    assert torch.equal(stays.keep, made.keep)
+    assert made.dead == stays.dead > int(0.2 * 14) == int((~made.keep).sum())
+
+    def dead(lam):
+        left, _ = Relevance(net, units, hidden(units), lam / len(Split())).settle(weight_curvature(net, Split()))
+        return int((left < 0.01).sum())
+
+    assert 0 < dead(made.lam) <= int(0.2 * 14) < dead(1.5 * made.lam)
+    assert not made.spent
+
+
+def test_the_price_of_a_weight_is_how_often_it_is_used():
+    """Two convolutions, the second on a quarter of the places, and a layer that is used once."""
+    with seeded(torch.Generator().manual_seed(0)):
+        net = nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4),
+            nn.Flatten(), nn.Linear(64, 3),
+        ).double()  # fmt: skip
+    units = units_of(net, (1, 8, 8))
+    average = (64 * 27 + 16 * 108 + 192) / (27 + 108 + 192)
+    used = {"0.weight": 64, "0.bias": 64, "2.weight": 16, "2.bias": 16, "5.weight": 1, "5.bias": 1}
+    assert units.uses == pytest.approx({name: times / average for name, times in used.items()})
+    free = hidden(units)
+    sizes = Relevance(net, units, free, 1.0, uses=True).sizes
+    channel, second = of(units, "0.weight", 0)[0], of(units, "2.weight", 0)[0]
+    assert float(sizes[channel]) == pytest.approx((64 * 10 + 16 * 36) / average)
+    assert float(sizes[second]) == pytest.approx((16 * 28 + 48) / average + 2)  # and its norm, which has no MACs
+    assert units.after(~torch.eye(units.count, dtype=torch.bool)[channel]).uses == units.uses
+    relevance = Relevance(net, units, free, 0.5, uses=True)
+    before, norm = net[2].weight.detach().clone(), float(relevance.norms()[second])
+    relevance.slopes[second] = 0.04
+    relevance.shrink(0.1)
+    factor = 1 - 0.1 * 0.5 * 0.2 * 16 / average / norm
+    torch.testing.assert_close(net[2].weight.detach()[0], before[0] * factor)
+    assert torch.equal(net[2].weight.detach()[1:], before[1:])
+
+
+def test_a_price_on_uses_lets_go_of_early_channels_first():
+    """Two like layers, the first on sixteen times as many places: at equal saliency a channel of it goes first."""
+    with seeded(torch.Generator().manual_seed(0)):
+        net = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(24, 3),
+        ).double()  # fmt: skip
+    units = units_of(net, (1, 8, 8))
+    gone = {}
+    for price in ("weights", "macs"):
+        config = ShrinkConfig(curvature="exact", price=price, at_most=0.5)
+        asked = Asked(Split(), config, 1e-4, torch.Generator())
+        left, _ = asked.relevance(net, units, hidden(units), asked.lam).settle(weight_curvature(net, Split()))
+        gone[price] = [int((left[of(units, f"{layer}.weight", 0)] < 0.01).sum()) for layer in (0, 3)]
+    assert gone["macs"][0] > gone["weights"][0]
+    assert gone["macs"][1] < gone["weights"][1]
 
 
 def test_masks_let_go_what_they_drop_more_often_than_not_likeliest_first(net, units):

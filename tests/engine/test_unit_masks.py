@@ -10,7 +10,17 @@ from torch import nn
 from torch.distributions import Bernoulli, kl_divergence
 
 from bayesarch.data import SEARCH_SPLITS, DataConfig, load, split, splits_on
-from bayesarch.engine import Interrupted, Observer, PenalisedTrainer, TrainConfig, UnitMasks
+from bayesarch.engine import (
+    Asked,
+    Interrupted,
+    Observer,
+    PenalisedTrainer,
+    Relevance,
+    ShrinkConfig,
+    TrainConfig,
+    UnitMasks,
+    pressure_of_round,
+)
 from bayesarch.functional import Streams, seeded
 from bayesarch.functional.bernoulli import deletion_kl, logit_kl
 from bayesarch.nets import mask_units, units_of
@@ -41,6 +51,11 @@ def network(name):
         return CLASSICS[name](SHAPES[name], 4, **small), SHAPES[name]
 
 
+def odds(net, units, lam):
+    """Half of lambda for every weight of a unit."""
+    return 0.5 * lam * Relevance(net, units, units.free, 1.0).sizes
+
+
 @pytest.mark.parametrize("name", [*SHAPES, "densenet", "grouped"])
 def test_a_mask_at_zero_is_the_network_without_the_unit(name):
     net, shape = network(name)
@@ -52,7 +67,7 @@ def test_a_mask_at_zero_is_the_network_without_the_unit(name):
     units = units_of(net, shape)
     free = units.free.clone()
     free[units.inputs] = False
-    masks = UnitMasks(net, units, free, 0.1, 100)
+    masks = UnitMasks(net, units, free, odds(net, units, 0.1), 100)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     keep = (torch.rand(3, units.count, generator=generator) < 0.6) | ~free
@@ -82,7 +97,7 @@ def test_the_divergence_is_that_of_two_coins_and_finite_at_any_logit():
 
 def test_every_example_sees_a_draw_of_its_own_and_what_may_not_leave_stays(net):
     units = units_of(net, (1, 8, 8))
-    masks = UnitMasks(net, units, hidden(units), 0.1, 100, torch.zeros(units.count), tau=0.01)
+    masks = UnitMasks(net, units, hidden(units), odds(net, units, 0.1), 100, torch.zeros(units.count), tau=0.01)
     with masks.around(400, torch.Generator().manual_seed(0)):
         gates = masks._gates.detach()
     assert gates.shape == (400, units.count)
@@ -102,12 +117,13 @@ def net():
 def test_keeping_costs_half_of_lambda_for_every_weight(net):
     units = units_of(net, (1, 8, 8))
     free = hidden(units)
-    masks = UnitMasks(net, units, free, 0.03, 50)
+    config, data = ShrinkConfig(method="bernoulli"), Split()
+    masks = pressure_of_round(net, units, free, Asked(data, config, 0.03, torch.Generator()))
     first = of(units, "1.weight", 0)
     assert torch.allclose(masks.prior[first], torch.tensor(0.5 * 0.03 * (64 + 1 + 6), dtype=torch.float64))
     phi = masks.phi.detach()
     expected = sum(float(logit_kl(phi[u], masks.prior[u])) for u in free.nonzero().flatten())
-    assert float(masks.cost().detach()) == pytest.approx(expected / 50)
+    assert float(masks.cost().detach()) == pytest.approx(expected / len(data))
     for _ in range(400):  # nothing but the prior: every free unit ends at its odds
         masks.cost().backward()
         masks.step(0.1)
@@ -125,7 +141,7 @@ def test_what_the_loss_needs_stays_and_what_it_does_not_goes(net):
         net[1].weight[:3] *= 3
         net[3].weight[:, :3] *= 3
         net[3].weight[:, 3:] *= 1e-3
-    masks = UnitMasks(net, units, hidden(units), 0.02, len(data))
+    masks = UnitMasks(net, units, hidden(units), odds(net, units, 0.02), len(data))
     net.requires_grad_(False)
     batch, stream = next(iter(data.in_order(64))), torch.Generator().manual_seed(0)
     labels = net(batch.images).argmax(1)  # what the network itself says: its large units are needed for it
@@ -152,7 +168,7 @@ def training(folder, stop=lambda: False):
         observer=Observer(should_stop=stop),
     )  # fmt: skip
     units = units_of(net, (1, 8, 8))
-    trainer.pressure = UnitMasks(net, units, hidden(units), 0.1, len(parts["weights"]))
+    trainer.pressure = UnitMasks(net, units, hidden(units), odds(net, units, 0.1), len(parts["weights"]))
     trainer.share = 0.6
     return trainer
 
@@ -196,6 +212,6 @@ def test_a_unit_that_was_sure_can_change_its_mind(net):
     units = units_of(net, (1, 8, 8))
     known = torch.full((units.count,), -50.0)
     known[0] = 2.0
-    masks = UnitMasks(net, units, hidden(units), 0.1, 40, known)
+    masks = UnitMasks(net, units, hidden(units), odds(net, units, 0.1), 40, known)
     assert float(masks.phi.detach()[0]) == 2.0
     assert (masks.phi[1:] == -4.0).all()

@@ -210,6 +210,34 @@ def test_the_quadratic_model_with_overlapping_groups_agrees_with_small_steps():
     torch.testing.assert_close(left, kept, atol=1e-2, rtol=0)
 
 
+def test_a_weight_that_counts_three_times_is_three_copies_that_share_its_curvature():
+    """Naive: the tensor repeated, each copy with a third of the curvature. Its groups reach over another tensor too."""
+    generator = torch.Generator().manual_seed(3)
+    w, v = (0.2 * torch.randn(*shape, dtype=DOUBLE, generator=generator) for shape in ((6, 4), (5, 6)))
+    h, k = (30 * torch.rand(*t.shape, dtype=DOUBLE, generator=generator) for t in (w, v))
+    mine = [torch.arange(6).view(6, 1), 6 + torch.arange(4).view(1, 4)]
+    other = [torch.arange(6).view(1, 6)]
+    free = torch.ones(10, dtype=torch.bool)
+    found = fg.quadratic_optimum([w, v], [h, k], [mine, other], free, counts=[3.0, 1.0])
+    copies = fg.quadratic_optimum([w, w, w, v], [h / 3, h / 3, h / 3, k], [mine, mine, mine, other], free)
+    for one, three in zip(found, copies, strict=True):
+        torch.testing.assert_close(one, three, rtol=1e-9, atol=1e-12)
+    assert 0 < int((found[1] < 0.01).sum()) < 10
+    torch.testing.assert_close(
+        fg.saliency([w, v], [h, k], [mine, other], 10, [3.0, 1.0]),
+        fg.saliency([w, w, w, v], [h / 3, h / 3, h / 3, k], [mine, mine, mine, other], 10),
+        check_dtype=False,
+    )
+
+
+@pytest.mark.parametrize(("h", "w2", "c"), [(50.0, 0.4, 4.0), (50.0, 0.06, 4.0), (3.0, 0.5, 0.5), (3.0, 0.1, 0.5)])
+def test_a_group_dies_where_its_curvature_pays_for_less_than_its_uses(h, w2, c):
+    weights, curved = [torch.full((3,), math.sqrt(w2), dtype=DOUBLE)], [torch.full((3,), h, dtype=DOUBLE)]
+    groups, free = [[torch.zeros(1, dtype=torch.long)]], torch.tensor([True])
+    _, left = fg.quadratic_optimum(weights, curved, groups, free, counts=[c], rounds=300)
+    assert bool(left < 0.01) == (h * w2 < c)
+
+
 def test_groups_that_may_not_die_are_left_as_they_are():
     weights, h = [torch.full((3,), 1e-3, dtype=DOUBLE)], [torch.full((3,), 1e-3, dtype=DOUBLE)]
     gamma, left = fg.quadratic_optimum(weights, h, [[torch.tensor([0, 0, 1])]], torch.tensor([False, True]))

@@ -152,6 +152,17 @@ def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
         assert torch.equal(p, run.network().get_parameter(name)), name
 
 
+@pytest.mark.parametrize(
+    ("limits", "said", "price"),
+    [({}, {}, "weights"), ({"max_params": 9}, {}, "weights"), ({"max_macs": 9}, {}, "macs"),
+     ({"max_latency_ms": 1}, {}, "macs"), ({"max_macs": 9}, {"price": "weights"}, "weights")],
+)  # fmt: skip
+def test_the_prior_charges_for_what_is_limited(limits, said, price):
+    settings = settle_compression({"compress": {"module": "lenet-5", **said}, "limits": limits})
+    assert settings.compress.price == price
+    assert settle_compression(settings.record()).compress.price == price
+
+
 @pytest.mark.parametrize("method", ["bernoulli", "magnitude", "random", "group-lasso"])
 def test_only_the_evidence_judges_other_groups(method):
     with pytest.raises(ConfigError, match=r"compress.also: .* judges units alone"):

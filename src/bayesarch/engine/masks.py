@@ -2,8 +2,8 @@
 
 Reference: Zhou et al., AAAI 2020 (PGNAS), whose masks lie on the input channels of a supernet's layers. Here a unit has
 one mask on everything that reads it, so that a mask at zero is the network without the unit. The prior on dropping is
-ours, as is its strength: half of lambda for every weight of the unit, which is what the evidence asks of a unit whose
-loss is quadratic. The weights' own prior is the optimiser's weight decay.
+ours, as is its strength: half of lambda for every weight of the unit (or for each of its uses), which is what the
+evidence asks of a unit whose loss is quadratic. The weights' own prior is the optimiser's weight decay.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from bayesarch.engine.pressure import Pressure
-from bayesarch.engine.relevance import Relevance
 from bayesarch.functional.bernoulli import keep_gates, logit_kl
 from bayesarch.nets import Units
 from bayesarch.nets.coupling import CONVOLUTIONS
@@ -34,7 +33,7 @@ class UnitMasks(Pressure):
         net: the network; its layers get hooks, which `close` removes.
         units: its units.
         free: which may leave, bool, shape (U,).
-        lam: weight of the prior, in units of 1 / n.
+        prior: log odds of dropping each, shape (U,).
         n: training examples.
         known: drop logits that an earlier round learned, shape (U,); None: nothing is known.
         lr: step of Adam on the drop logits.
@@ -46,16 +45,15 @@ class UnitMasks(Pressure):
         net: nn.Module,
         units: Units,
         free: Tensor,
-        lam: float,
+        prior: Tensor,
         n: int,
         known: Tensor | None = None,
         *,
         lr: float = 0.1,
         tau: float = 0.2,
     ) -> None:
-        relevance = Relevance(net, units, free, lam / n)
-        self.free, self.n, self.tau = relevance.free, n, tau
-        self.prior = 0.5 * lam * relevance.sizes
+        self.prior = prior
+        self.free, self.n, self.tau = free.to(prior.device), n, tau
         begin = torch.full_like(self.prior, START) if known is None else known.to(self.prior).clamp(min=SUREST)
         self.phi = nn.Parameter(begin)
         self.optimizer = torch.optim.Adam([self.phi], lr=lr)

@@ -35,6 +35,7 @@ class Relevance(Pressure):
             of fewer weights.
         form: `sum` of the slopes in a group, whose variance is one of a weight; `mean`, as a public code has it.
         also: types of further groups, each on the weights of every layer (`functional.groups.GROUP_TYPES`).
+        uses: whether a weight counts as often as it is used on one image (`Units.uses`), and not once.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Relevance(Pressure):
         lam: float,
         form: Literal["sum", "mean"] = "sum",
         also: Sequence[str] = (),
+        *,
+        uses: bool = False,
     ) -> None:
         self.net, self.units, self.lam, self.form = net, units, lam, form
         like = next(net.parameters())
@@ -58,6 +61,7 @@ class Relevance(Pressure):
             self.within[name].append(index)
             self.tensors[name] = [*self.tensors[name], index]
         self.tensors = {name: [index.to(device) for index in g] for name, g in self.tensors.items() if g}
+        self.counts = {name: units.uses.get(name, 1.0) if uses else 1.0 for name in self.tensors}
         others = torch.ones(self.count - units.count, dtype=torch.bool, device=device)
         self.free = torch.cat([free.to(device), others])
         self.sizes = self._summed(lambda p, groups: group_sizes(p, groups, self.count))
@@ -67,10 +71,11 @@ class Relevance(Pressure):
     def _summed(self, part: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
         parameters = dict(self.net.named_parameters())
         with torch.no_grad():
-            return torch.stack([part(parameters[n].detach(), g) for n, g in self.tensors.items()]).sum(0)
+            parts = [self.counts[n] * part(parameters[n].detach(), g) for n, g in self.tensors.items()]
+            return torch.stack(parts).sum(0)
 
     def norms(self) -> Tensor:
-        """Return the norm of every group's weights, shape (G,)."""
+        """Return the norm of every group's weights, each as often as it counts, shape (G,)."""
         return self._summed(lambda p, groups: group_squares(p, groups, self.count)).sqrt()
 
     def staying(self, gone: Tensor) -> dict[str, Tensor]:
@@ -107,14 +112,16 @@ class Relevance(Pressure):
             (below 1 where a group alone would die), shapes (G,), on the CPU.
         """
         weights, h, groups = self._named(curvature)
-        gamma, left = quadratic_optimum(weights, h, groups, self.free)
+        counts = list(self.counts.values())
+        gamma, left = quadratic_optimum(weights, h, groups, self.free, counts=counts)
         self.gamma = gamma.to(self.gamma.dtype)
-        slopes = torch.stack([group_slopes(self.gamma, c, g) for c, g in zip(h, groups, strict=True)]).sum(0)
+        parts = [c * group_slopes(self.gamma, k / c, g) for k, g, c in zip(h, groups, counts, strict=True)]
+        slopes = torch.stack(parts).sum(0)
         if self.form == "mean":
             slopes = slopes / self.sizes.clamp(min=1)
         self.slopes = torch.where(self.free, slopes, torch.zeros_like(slopes))
         left = torch.where(self.free, left, torch.ones_like(left))
-        return left.float().cpu(), saliency(weights, h, groups, self.count).cpu()
+        return left.float().cpu(), saliency(weights, h, groups, self.count, counts).cpu()
 
     def step(self, amount: float) -> None:
         """Take the penalty's part of a step."""
@@ -127,8 +134,9 @@ class Relevance(Pressure):
         Args:
             amount: the step on the loss that it belongs to.
         """
-        factors = torch.where(self.free, shrink(self.norms(), self.slopes, amount * self.lam), 1.0)
-        parameters = dict(self.net.named_parameters())
+        norms, parameters = self.norms(), dict(self.net.named_parameters())
         for name, groups in self.tensors.items():
+            own = amount * self.lam * self.counts[name]
+            factors = torch.where(self.free, shrink(norms, self.slopes, own), 1.0)
             for index in groups:
                 parameters[name].mul_(factors[index])

@@ -44,6 +44,9 @@ class ShrinkConfig(Config):
     """First weight of the prior, in units of 1 / n: 1 is the evidence of the n training examples."""
     growth: float = Field(default=1.3, gt=1)
     """By how much it grows when a round has cut all that were dead."""
+    price: Literal["auto", "weights", "macs"] = "auto"
+    """What the prior charges for: weights, or MACs (a weight as often as it is used on one image); auto: MACs where a
+    limit is on MACs or latency."""
     penalty: bool = True
     """Whether the training between two cuts pays the penalty that the evidence makes."""
     penalty_share: float = Field(default=0.7, ge=0, le=1)
@@ -125,6 +128,11 @@ class Asked:
         """Weight of the prior beside the mean loss."""
         return self.lam / len(self.split)
 
+    def relevance(self, net: nn.Module, units: Units, free: Tensor, lam: float) -> Relevance:
+        """Return the priors that the settings ask for, at some lambda."""
+        config, each = self.config, lam / len(self.split)
+        return Relevance(net, units, free, each, config.form, config.also, uses=config.price == "macs")
+
     def curvature(self, net: nn.Module) -> dict[str, Tensor]:
         """Return the curvature that the settings ask for."""
         config = self.config
@@ -151,6 +159,11 @@ class Rule:
     groups: bool = False
 
 
+def _allowed(share: float, of: int) -> int:
+    """Return how many may leave in a round: a share, one at least."""
+    return max(1, int(share * of))
+
+
 def _weakest(dead: Tensor, order: Tensor, share: float, of: int) -> tuple[Tensor, int]:
     """Return which of the dead leave in this round, bool, and how many are dead.
 
@@ -161,25 +174,36 @@ def _weakest(dead: Tensor, order: Tensor, share: float, of: int) -> tuple[Tensor
         of: of how many.
     """
     leaving, gone = dead.nonzero().flatten(), torch.zeros_like(dead)
-    gone[leaving[order[leaving].argsort()][: max(1, int(share * of))]] = True
+    gone[leaving[order[leaving].argsort()][: _allowed(share, of)]] = True
     return gone, len(leaving)
 
 
 def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a group.
 
-    Where nobody is dead, lambda grows at once: nothing is learned by training the same network again.
+    Where nobody is dead, lambda grows at once: nothing is learned by training the same network again. Where more units
+    are dead than may leave, the weakest leave, and lambda falls back to where no more are, though not below its first
+    value: the penalty would press on all of them, and a network that it has harmed asks for more deaths still.
     """
     curvature, lam, config = asked.curvature(net), asked.lam, asked.config
-    while True:
-        relevance = Relevance(net, units, free, lam / len(asked.split), config.form, config.also)
+    allowed = _allowed(config.at_most, int(free.sum()))
+
+    def judged(lam: float) -> tuple[Relevance, Tensor, Tensor, Tensor]:
+        relevance = asked.relevance(net, units, free, lam)
         left, order = relevance.settle(curvature)
         may = relevance.free.cpu() & (relevance.norms() > 0).cpu()
         may[: units.count] = free
-        dead = (left < LEFT) & may
-        if bool(dead.any()) or lam > TOO_MUCH * asked.lam or not bool(may.any()):
-            break
+        return relevance, (left < LEFT) & may, order, may
+
+    relevance, dead, order, may = judged(lam)
+    while not bool(dead.any()) and lam <= TOO_MUCH * asked.lam and bool(may.any()):
         lam *= config.growth
+        relevance, dead, order, may = judged(lam)
+    many = int(dead[: units.count].sum())
+    while many > allowed and lam > config.lam:
+        lower = max(lam / config.growth, config.lam)
+        many = int(judged(lower)[1][: units.count].sum())
+        lam = lower if many else lam
     mine = torch.arange(len(dead)) < units.count
     gone, others = _weakest(dead & ~mine, order, config.at_most, int((may & ~mine).sum()))
     zeros, spent = relevance.staying(gone), others == int(gone.sum())
@@ -188,7 +212,7 @@ def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
 
 def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
     """The penalty that the evidence makes."""
-    relevance = Relevance(net, units, free, asked.each, asked.config.form, asked.config.also)
+    relevance = asked.relevance(net, units, free, asked.lam)
     relevance.settle(asked.curvature(net))
     return relevance
 
@@ -229,7 +253,8 @@ def _unlikely(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
 def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
     """Masks to be learned with the weights."""
     config = asked.config
-    return UnitMasks(net, units, free, asked.lam, len(asked.split), asked.known, lr=config.mask_lr, tau=config.mask_tau)
+    prior = 0.5 * asked.lam * asked.relevance(net, units, free, asked.lam).sizes
+    return UnitMasks(net, units, free, prior, len(asked.split), asked.known, lr=config.mask_lr, tau=config.mask_tau)
 
 
 RULES: dict[str, Rule] = {

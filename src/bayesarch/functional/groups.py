@@ -17,6 +17,10 @@ groups overlap.
 `groups` are the memberships of one tensor of weights: numbers of groups, one index for each type of group, each of a
 shape that broadcasts to the tensor's (`group_index` makes them by name). Groups that reach over several tensors add up:
 sums of squares and of slopes are taken tensor by tensor.
+
+A tensor's weights may count c times each (`counts`), as c copies of one value that share its curvature evenly: with c
+the number of times a weight is used on one image, the prior charges for multiplications and not for weights. A group of
+one curvature then dies where sum h W^2 < sum c. Ours; with c = 1 the above.
 """
 
 import math
@@ -169,19 +173,27 @@ def shrink(norms: Tensor, slopes: Tensor, amount: float) -> Tensor:
     return (1.0 - amount * slopes.sqrt() / norms.clamp(min=tiny)).clamp(min=0.0)
 
 
-def saliency(weights: Sequence[Tensor], h: Sequence[Tensor], groups: Sequence[Sequence[Tensor]], count: int) -> Tensor:
-    """Return sum_i h_i W_i^2 / n of each group, shape (G,): for one curvature and W the optimum, below 1 it dies.
+def saliency(
+    weights: Sequence[Tensor],
+    h: Sequence[Tensor],
+    groups: Sequence[Sequence[Tensor]],
+    count: int,
+    counts: Sequence[float] | None = None,
+) -> Tensor:
+    """Return sum h W^2 / sum c of each group, shape (G,): for one curvature and W the optimum, below 1 it dies.
 
     Args:
         weights: the tensors.
         h: their curvature, >= 0, of the same shapes.
         groups: memberships of each tensor.
         count: G.
+        counts: c of each tensor; None: 1.
     """
-    pairs = list(zip(weights, h, groups, strict=True))
-    cost = sum((group_squares(w * c.sqrt(), g, count) for w, c, g in pairs), torch.zeros(count, device=h[0].device))
-    size = sum((group_sizes(w, g, count) for w, _, g in pairs), torch.zeros(count, device=h[0].device))
-    return cost / size.clamp(min=1.0)
+    zero, each = torch.zeros(count, device=h[0].device), counts or [1.0] * len(weights)
+    pairs = list(zip(weights, h, groups, each, strict=True))
+    cost = sum((group_squares(w * k.sqrt(), g, count) for w, k, g, _ in pairs), zero)
+    size = sum((c * group_sizes(w, g, count) for w, _, g, c in pairs), zero)
+    return cost / torch.where(size > 0, size, torch.ones_like(size))
 
 
 def quadratic_optimum(
@@ -190,6 +202,7 @@ def quadratic_optimum(
     groups: Sequence[Sequence[Tensor]],
     free: Tensor,
     *,
+    counts: Sequence[float] | None = None,
     rounds: int = 40,
     inner: int = 3,
 ) -> tuple[Tensor, Tensor]:
@@ -203,32 +216,34 @@ def quadratic_optimum(
         h: curvature of the loss divided by lambda, of the same shapes.
         groups: memberships of each tensor.
         free: which groups may die, bool, shape (G,); the others' priors are flat.
+        counts: c of each tensor; None: 1.
         rounds: updates of the variances.
         inner: solves between two of them.
 
     Returns:
         gamma, shape (G,), and what is left of each group's squared norm, shape (G,), in [0, 1].
     """
-    count, tiny = len(free), 1e-30
-    best, curved = [w.detach().double() for w in weights], [c.double() for c in h]
+    count, tiny, times = len(free), 1e-30, counts or [1.0] * len(weights)
+    best, curved = [w.detach().double() for w in weights], [k.double() / c for k, c in zip(h, times, strict=True)]
     zero = torch.zeros(count, dtype=torch.float64, device=free.device)
 
     def squares(values: Sequence[Tensor]) -> Tensor:
-        return sum((group_squares(v, g, count) for v, g in zip(values, groups, strict=True)), zero)
+        return sum((c * group_squares(v, g, count) for v, g, c in zip(values, groups, times, strict=True)), zero)
 
     start = squares(best)
-    sizes = sum((group_sizes(w, g, count) for w, g in zip(best, groups, strict=True)), zero)
+    sizes = sum((c * group_sizes(w, g, count) for w, g, c in zip(best, groups, times, strict=True)), zero)
     flat = torch.full_like(zero, 1e10)
-    gamma = torch.where(free, (start / sizes.clamp(min=1.0)).clamp(1e-12, 1e10), flat)
+    sizes = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+    gamma = torch.where(free, (start / sizes).clamp(1e-12, 1e10), flat)
     now = best
     for _ in range(rounds):
-        slopes = sum((group_slopes(gamma, c, g) for c, g in zip(curved, groups, strict=True)), zero)
+        slopes = sum((c * group_slopes(gamma, k, g) for k, g, c in zip(curved, groups, times, strict=True)), zero)
         omega = torch.where(free, slopes, zero).sqrt()
         for _ in range(inner):
             pull = omega / squares(now).sqrt().clamp(min=1e-12)
             now = [
-                c * w / (c + sum((pull[index] for index in g), torch.zeros_like(pull[g[0]])) + tiny)
-                for w, c, g in zip(best, curved, groups, strict=True)
+                k * w / (k + sum((pull[index] for index in g), torch.zeros_like(pull[g[0]])) + tiny)
+                for w, k, g in zip(best, curved, groups, strict=True)
             ]
         gamma = torch.where(free, group_update(squares(now).sqrt(), omega.square(), gamma).clamp(1e-12, 1e10), flat)
     return gamma, squares(now) / start.clamp(min=tiny)

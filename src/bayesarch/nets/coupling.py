@@ -60,6 +60,9 @@ class Units:
     """MACs of every weight of the whole network, by parameter name."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of all parameters of the whole network."""
+    uses: Mapping[str, float] = field(default_factory=dict)
+    """How often a layer's parameters are used on one image, over the average of all weights of the whole network; by
+    parameter name. Those of norms are not in it."""
 
     def memberships(self, name: str) -> list[Tensor]:
         """Return the units of a tensor's weights, one index for each axis that has any, broadcasting to its shape."""

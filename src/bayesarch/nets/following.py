@@ -225,7 +225,17 @@ class _Follower:
             baked=tuple(self.baked),
             macs=dict(macs),
             shapes={name: tuple(p.shape) for name, p in net.named_parameters()},
+            uses=_uses(net, macs),
         )
+
+
+def _uses(net: nn.Module, macs: Mapping[str, int]) -> dict[str, float]:
+    """Return how often each layer's parameters are used, over all weights' average; a bias as often as its weight."""
+    parameters = dict(net.named_parameters())
+    average = sum(macs.values()) / max(sum(parameters[name].numel() for name in macs), 1)
+    uses = {name: count / parameters[name].numel() / max(average, 1e-12) for name, count in macs.items()}
+    biases = {name: f"{name.removesuffix('weight')}bias" for name in macs}
+    return uses | {bias: uses[name] for name, bias in biases.items() if bias in parameters}
 
 
 def _fixed(sizes: Sequence[Any]) -> bool:

@@ -125,4 +125,7 @@ def settle_compression(record: Mapping[str, Any]) -> CompressSettings:
     assert limits is not None
     assert data is not None
     assert train is not None
+    if config.price == "auto":
+        per_image = limits.max_macs is not None or limits.max_latency_ms is not None
+        config = config.model_copy(update={"price": "macs" if per_image else "weights"})
     return CompressSettings(seed, str(record.get("device", "auto")), config, limits, data, train)
