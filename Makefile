@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 WORKERS ?= 2
 
-.PHONY: setup fmt lint types test test-all docs bench
+.PHONY: setup fmt lint types test test-all docs bench speed
 
 setup:  ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
@@ -29,6 +29,9 @@ test-all:
 
 docs:
 	$(PYTHON) -m mkdocs build --strict
+
+speed:  ## every row of the speed benchmark at its smallest: written down, and held to nothing
+	$(PYTHON) benchmarks/speed.py --short --out build/speed-short.json
 
 bench:
 	$(PYTHON) benchmarks/main_road.py --out benchmarks/results/main_road.json

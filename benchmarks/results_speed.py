@@ -39,6 +39,19 @@ def _networks(rows: dict, table: Table) -> str:
     return "### A first-order step, 32 × 32 pixels\n\n" + table(head, body)
 
 
+def _ways(row: dict, table: Table) -> str:
+    ways = ("ours", "ours, bf16", "compiled", "compiled, bf16")
+    body = [
+        [name, *(_ratio(cell["steps"][way]) for way in ways), f"{cell['compiling']:.0f}"]
+        for name, cell in row["of"].items()
+    ]
+    head = ["space", *ways, "compiling, s"]
+    return (
+        "### The same step in bf16, and compiled\n\nTimes faster than the published step in fp32; every cell compiled by "
+        "itself (`torch.compile`), compile time beside it and in no figure.\n\n" + table(head, body)
+    )
+
+
 def _curvature(row: dict, table: Table) -> str:
     against, steps = row["against_extrapolated"], row["steps"]
     gradient, step = steps["one gradient"]["seconds"], steps["step"]["seconds"]
@@ -156,6 +169,8 @@ def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]
         "Peaks are of processes of their own, above what Python and torch take.\n",
         _networks(rows, table) + "\n",
     ]
+    if "ways" in rows:
+        parts.append(_ways(rows["ways"], table) + "\n")
     if "pruned" in rows:
         parts.append("### Options removed, nb201\n\n" + _steps(rows["pruned"], table, "published, all") + "\n")
     if "curvature" in rows and rows["curvature"]["against_extrapolated"]:

@@ -1,6 +1,6 @@
 """How fast is a search step, against the published way of computing it?
 
-    python benchmarks/speed.py                 every row; about 25 minutes on two idle cores
+    python benchmarks/speed.py                 every row; about 35 minutes on two idle cores
     python benchmarks/speed.py --short         small networks, one round: that the rows can be measured, not how fast
     python benchmarks/speed.py --row nb201     one row; the others stay as they are in the record
 
@@ -160,6 +160,39 @@ def step_row(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = in_turn({"published": case.published(), "ours": case.ours()}, given["rounds"], "published")
     memory = {which: peak_of(which, name, given) for which in ("published", "ours")}
     return {"given": dict(given), "steps": found, "peak_mib": memory, "batch": given["batch"]}
+
+
+def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str, Any]:
+    """Return our step in bf16, with compiled cells, and with both, against the published step in fp32."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = 64  # a cell of every kind is a version of one function
+    found = {}
+    for name in ("nb201",) if short else ("nb201", "darts"):
+        case, other = Case(nets[name]), Case(nets[name])
+        for cell in other.net.cells():
+            cell.forward = torch.compile(cell.forward, dynamic=False)
+        works = {"published": case.published(), "ours": case.ours(), "compiled": other.ours()}
+        works |= {f"{way}, bf16": _in_bf16(works[way]) for way in ("ours", "compiled")}
+        began = time.perf_counter()
+        works["compiled"]()
+        compiling = time.perf_counter() - began
+        found[name] = {
+            "given": dict(nets[name]),
+            "steps": in_turn(works, nets[name]["rounds"], "published"),
+            "compiling": compiling,
+        }
+    return {"of": found}
+
+
+def _in_bf16(step: Callable[[], Any]) -> Callable[[], None]:
+    import torch
+
+    def work() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            step()
+
+    return work
 
 
 def pruned_row(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,13 +372,15 @@ def main() -> None:
     nets = SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
+        "ways": lambda: ways_row(nets, short=arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),
         "curvature": lambda: curvature_row(nets["bayesnas-cell"]),
         "augmentation": lambda: augmentation_row(256 if arguments.short else 2560, nets["nb201"]["rounds"]),
         "roofline": lambda: roofline_row(nets, short=arguments.short),
         "growth": lambda: growth_row(arguments.short),
     }
-    measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/speed.py")
+    wanted = [name for name in rows if name != "ways" or not arguments.short]  # compiling takes minutes at any size
+    measure(rows, arguments.row or wanted, arguments.out, "python benchmarks/speed.py")
 
 
 def measure(rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, command: str) -> None:
@@ -355,6 +390,7 @@ def measure(rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str],
     from bayesarch.workflows.environment import environment
 
     known = json.loads(out.read_text())["rows"] if out.exists() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         here = environment(torch.device("cpu"))
         known[name] = {**rows[name](), "threads": torch.get_num_threads(), "commit": here["commit"]}
