@@ -1,7 +1,7 @@
 """How small networks become on MNIST, and what it costs: the whole path of every seed, method by method.
 
     python benchmarks/compress.py --network lenet-300-100 --seeds 3
-    python benchmarks/compress.py --network lenet-5 --seeds 3
+    python benchmarks/compress.py --network lenet-5 --seeds 3 --epochs 2 --finetune 15 --precision bf16
 
 One network is trained per seed; every method makes it smaller round by round; the first network of the path under each
 of a few bounds is fine-tuned and scored on the 10,000 test images. Nothing is chosen by that: all points are in the
@@ -33,12 +33,13 @@ def finished(out: Path, *given, **settings):
     return ba.resume(out) if out.exists() else ba.compress(*given, out=out, **settings)
 
 
-def dense(network: str, seed: int, work: Path, limit: int | None):
+def dense(network: str, seed: int, work: Path, limit: int | None, precision: str):
     """Return the folder of one compression by random cuts of one round, for its trained network."""
     out = work / f"{network}-dense-s{seed}"
     finished(
         out, network, str(SHARED / "mnist.npz"), seed=seed, limit=limit, method="random", max_drop=0.5,
-        set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1},
+        set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1,
+             "train.precision": precision},
     )  # fmt: skip
     return out
 
@@ -47,11 +48,11 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
     """Return what is kept of one path: its networks at several sizes, fine-tuned and scored on the test split."""
     from bayesarch.workflows.compress import front
 
-    weights = dense(network, seed, work, limit) / "networks" / "dense.safetensors"
+    weights = dense(network, seed, work, limit, rest.precision) / "networks" / "dense.safetensors"
     out, bounds = work / f"{network}-{method}-s{seed}", BOUNDS.get(network, CONV_BOUNDS)
     given = {
         "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
-        "train.epochs": rest.epochs, "compress.at_most": AT_MOST[method],
+        "train.epochs": rest.epochs, "train.precision": rest.precision, "compress.at_most": AT_MOST[method],
     }  # fmt: skip
     run = finished(
         out, network, str(SHARED / "mnist.npz"), weights=str(weights), method=method, max_macs=bounds[-1], seed=seed,
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--epochs", type=int, default=6, help="between two cuts")
     parser.add_argument("--finetune", type=int, default=30, help="epochs at the end")
+    parser.add_argument("--precision", default="fp32", help="of training: fp32 or bf16")
     parser.add_argument("--work", type=Path, default=Path("runs/compress"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
