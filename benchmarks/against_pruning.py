@@ -41,7 +41,7 @@ OUT = HERE / "results" / "pruning_cifar10-jpeg.json"
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", HERE.parents[1] / "shared" / "data"))
 SHARES = (0.5, 0.25)
 """MACs of the points that are fine-tuned and scored, as shares of the whole network's."""
-OURS = ("evidence", "bernoulli")
+OURS = ("evidence", "switches", "bernoulli")
 THEIRS = ("torch-pruning magnitude", "torch-pruning Taylor", "torch-pruning group norm")
 DATA = {"flip": True, "called": "cifar10"}
 TRAIN = {**RECIPE, "batch_size": 64, "lr": 0.02, "threads": 1, "precision": "bf16"}

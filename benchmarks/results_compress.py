@@ -7,9 +7,9 @@ __all__ = ["compress_part", "pruning_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
-METHODS = ("evidence", "bernoulli", "group-lasso", "magnitude", "random")
+METHODS = ("evidence", "switches", "bernoulli", "group-lasso", "magnitude", "random")
 ORDER = (
-    "evidence", "bernoulli", "torch-pruning magnitude", "torch-pruning Taylor", "torch-pruning group norm",
+    "evidence", "switches", "bernoulli", "torch-pruning magnitude", "torch-pruning Taylor", "torch-pruning group norm",
 )  # fmt: skip
 PUBLISHED = {
     "lenet-300-100": "L0 266-88-33 at 1.6 % and 53.3 K FLOPs, VIB 97-71-33 at 1.6 % and 19.1 K FLOPs, both 2 x MACs, so "

@@ -52,6 +52,21 @@ def _ways(row: dict, table: Table) -> str:
     )
 
 
+def _search(row: dict, table: Table) -> str:
+    seconds = row["seconds"]
+    whole = seconds["ours, bpnas, whole"]
+    names = {
+        "ours, bpnas, whole": f"BPNAS to one operation per edge, {row['epochs']} epochs, seed 0",
+        "ours, drnas": "our DrNAS, 100 epochs",
+        "published": "the published step, 100 epochs",
+    }
+    body = [[said, f"{seconds[key]:.0f}", f"{whole / seconds[key]:.2f}"] for key, said in names.items()]
+    return (
+        "### A whole search, 5,000 images of CIFAR-10 (JPEG q75), C = 8, N = 1\n\nSeconds; the two of 100 epochs are their "
+        "step's median times the number of their steps.\n\n" + table(["", "seconds", "BPNAS over it"], body)
+    )
+
+
 def _curvature(row: dict, table: Table) -> str:
     against, steps = row["against_extrapolated"], row["steps"]
     gradient, step = steps["one gradient"]["seconds"], steps["step"]["seconds"]
@@ -171,6 +186,8 @@ def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]
     ]
     if "ways" in rows:
         parts.append(_ways(rows["ways"], table) + "\n")
+    if "search" in rows:
+        parts.append(_search(rows["search"], table) + "\n")
     if "pruned" in rows:
         parts.append("### Options removed, nb201\n\n" + _steps(rows["pruned"], table, "published, all") + "\n")
     if "curvature" in rows and rows["curvature"]["against_extrapolated"]:

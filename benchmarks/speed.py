@@ -195,6 +195,46 @@ def _in_bf16(step: Callable[[], Any]) -> Callable[[], None]:
     return work
 
 
+SEARCH = {"space": "nb201", "sizes": {"channels": 8, "cells": 1}, "batch": 64, "rounds": 5}
+PUBLISHED_EPOCHS = 100
+
+
+def search_row(short: bool) -> dict[str, Any]:
+    """Return a whole BPNAS search, as in the quality run, against 100 epochs of the published step and of our DrNAS.
+
+    The two of 100 epochs are their step's median times their number of steps; the search is run from its start to one
+    operation on every edge, its closing epochs left out.
+    """
+    import tempfile
+
+    import bayesarch as ba
+
+    with tempfile.TemporaryDirectory() as folder:
+        sets: dict[str, Any] = {"space.channels": 8, "space.cells": 1, "data.crop": 4, "data.flip": True}
+        source = f"{folder}/cifar10-jpeg.npz"
+        if short:
+            source, sets = "digits", {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1}
+        else:
+            from cifar_jpeg import convert
+
+            shared = os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
+            convert(Path(shared) / "cifar10_jpegq75.npz", Path(source), train=5000)
+        run = ba.search(source, method="bpnas", seed=0, set=sets, out=f"{folder}/run")
+        epochs = [record for record in run.metrics if record["stage"] == "search"]
+        examples = run.data["sizes"]["weights"]
+    case = Case(SEARCH)
+    works = {"published": case.published(), "ours, drnas": case.ours("drnas")}
+    steps = in_turn(works, SEARCH["rounds"], "published")
+    count = PUBLISHED_EPOCHS * (examples // SEARCH["batch"])
+    searched = sum(record["seconds"] for record in epochs)
+    return {
+        "given": SEARCH,
+        "steps": steps,
+        "epochs": len(epochs),
+        "seconds": {"ours, bpnas, whole": searched, **{name: count * row["seconds"] for name, row in steps.items()}},
+    }
+
+
 def pruned_row(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the step when options have been removed, against the published step with all of them."""
     import random
@@ -373,6 +413,7 @@ def main() -> None:
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
         "ways": lambda: ways_row(nets, short=arguments.short),
+        "search": lambda: search_row(arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),
         "curvature": lambda: curvature_row(nets["bayesnas-cell"]),
         "augmentation": lambda: augmentation_row(256 if arguments.short else 2560, nets["nb201"]["rounds"]),

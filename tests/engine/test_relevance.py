@@ -119,7 +119,7 @@ def test_the_least_important_leave_first(net, units):
         net[1].bias[3] = 0
         net[3].weight[:, 3] = 0
     first = of(units, "1.weight", 0)
-    for method in ("evidence", "magnitude", "group-lasso"):
+    for method in ("evidence", "switches", "magnitude", "group-lasso"):
         made = cut(net, units, method=method, at_most=0.08)
         assert (~made.keep).nonzero().flatten().tolist() == [int(first[3])], method
 

@@ -71,7 +71,7 @@ def test_a_mask_at_zero_is_the_network_without_the_unit(name):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     keep = (torch.rand(3, units.count, generator=generator) < 0.6) | ~free
-    with torch.no_grad(), masks.gated(keep.double()):
+    with torch.no_grad(), masks.gates.at(keep.double()):
         seen = net(images)
     masks.close()
     assert not torch.allclose(seen, net(images))  # and no hook is left
@@ -99,13 +99,13 @@ def test_every_example_sees_a_draw_of_its_own_and_what_may_not_leave_stays(net):
     units = units_of(net, (1, 8, 8))
     masks = UnitMasks(net, units, hidden(units), odds(net, units, 0.1), 100, torch.zeros(units.count), tau=0.01)
     with masks.around(400, torch.Generator().manual_seed(0)):
-        gates = masks._gates.detach()
+        gates = masks.gates._gates.detach()
     assert gates.shape == (400, units.count)
     assert (gates[:, ~hidden(units)] == 1).all()
     kept = gates[:, hidden(units)]
     assert kept.mean(0) == pytest.approx(0.5, abs=0.12)  # at a logit of 0, each by itself
     assert ((kept < 0.01) | (kept > 0.99)).double().mean() > 0.9
-    assert masks._gates is None
+    assert masks.gates._gates is None
     masks.close()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bayesarch.functional import seeded
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS, VGG16, MobileNet, ResNet18
 from bayesarch.nets.coupling import cut_units, mask_units, pick_inputs
@@ -143,6 +144,31 @@ def test_what_cannot_be_followed_is_left_whole_and_named():
     assert small.stem.out_channels == 8
     assert small.wide.out_channels < 16
     assert small.head.in_features == 8
+
+
+def test_what_a_network_takes_beside_images_is_as_its_defaults_are():
+    class Options(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x, mask=None, times: float = 0.5, *, flat: bool = True):
+            h = self.first(x) * times
+            h = self.second(torch.relu(h if mask is None else h * mask))
+            return h.mean((2, 3)) if flat else h
+
+    with seeded(torch.Generator().manual_seed(0)):
+        net = Options().double()
+    units = units_of(net, (1, 8, 8))
+    assert units.whole == {}
+    assert int(units.free.sum()) == 1 + 4
+    keep = torch.ones(units.count, dtype=torch.bool)
+    keep[next(axis.units[2] for axis in units.axes if axis.name == "first.weight" and axis.dim == 0)] = False
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    small, masked = cut_units(net, units, keep), mask_units(copy.deepcopy(net), units, keep)
+    assert small.first.out_channels == 3
+    for given in ({}, {"times": 2.0, "flat": False}, {"mask": torch.zeros((), dtype=torch.float64)}):
+        torch.testing.assert_close(small(x, **given), masked(x, **given))
 
 
 def test_code_that_cannot_be_traced_is_left_whole():

@@ -45,6 +45,8 @@ from bayesarch.engine.shrinking import Cut as Cut
 from bayesarch.engine.shrinking import ShrinkConfig as ShrinkConfig
 from bayesarch.engine.shrinking import cut_of_round as cut_of_round
 from bayesarch.engine.shrinking import pressure_of_round as pressure_of_round
+from bayesarch.engine.switches import Switches as Switches
+from bayesarch.engine.switches import switch_curvature as switch_curvature
 from bayesarch.engine.together import Together as Together
 from bayesarch.engine.together import can_stack as can_stack
 from bayesarch.engine.trainer import TrainConfig as TrainConfig
@@ -75,6 +77,7 @@ __all__ = [
     "Setting",
     "ShrinkConfig",
     "State",
+    "Switches",
     "Together",
     "TrainConfig",
     "Trainer",
@@ -100,6 +103,7 @@ __all__ = [
     "resolve_device",
     "save_checkpoint",
     "score",
+    "switch_curvature",
     "unpack",
     "weight_curvature",
     "working_threads",

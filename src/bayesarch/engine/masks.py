@@ -6,17 +6,16 @@ ours, as is its strength: half of lambda for every weight of the unit (or for ea
 evidence asks of a unit whose loss is quadratic. The weights' own prior is the optimiser's weight decay.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from bayesarch.engine.pressure import Pressure
+from bayesarch.engine.unit_gates import UnitGates
 from bayesarch.functional.bernoulli import keep_gates, logit_kl
 from bayesarch.nets import Units
-from bayesarch.nets.coupling import CONVOLUTIONS
 
 __all__ = ["UnitMasks"]
 
@@ -57,37 +56,12 @@ class UnitMasks(Pressure):
         begin = torch.full_like(self.prior, START) if known is None else known.to(self.prior).clamp(min=SUREST)
         self.phi = nn.Parameter(begin)
         self.optimizer = torch.optim.Adam([self.phi], lr=lr)
-        self._gates: Tensor | None = None
-        self._handles = []
-        for axis in units.axes:
-            layer, _, key = axis.name.rpartition(".")
-            module = net.get_submodule(layer)
-            if axis.dim == 1 and key == "weight" and isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-                groups = 1 if isinstance(module, nn.Linear) else module.groups
-                readers = axis.units.to(self.phi.device).repeat(groups)
-                self._handles.append(module.register_forward_pre_hook(partial(self._mask, readers)))
-
-    def _mask(self, readers: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._gates is None:
-            return None
-        x = inputs[0]
-        gates = self._gates[:, readers].to(x.dtype)
-        return (x * gates.view(len(gates), -1, *[1] * (x.ndim - 2)), *inputs[1:])
+        self.gates = UnitGates(net, units)
 
     def around(self, examples: int, stream: torch.Generator) -> AbstractContextManager[None]:
         """Return the block in which every example sees units of its own draw."""
-        return self.gated(
-            torch.where(self.free, keep_gates(self.phi, (examples,), tau=self.tau, generator=stream), 1.0)
-        )
-
-    @contextmanager
-    def gated(self, gates: Tensor) -> Iterator[None]:
-        """Multiply what reads a unit by its gate, inside the block; shape (B, U)."""
-        self._gates = gates
-        try:
-            yield
-        finally:
-            self._gates = None
+        drawn = keep_gates(self.phi, (examples,), tau=self.tau, generator=stream)
+        return self.gates.at(torch.where(self.free, drawn, 1.0))
 
     def cost(self) -> Tensor:
         """Return the KL of all masks over n, 0-dim."""
@@ -119,5 +93,4 @@ class UnitMasks(Pressure):
 
     def close(self) -> None:
         """Take the hooks off the network."""
-        for handle in self._handles:
-            handle.remove()
+        self.gates.close()

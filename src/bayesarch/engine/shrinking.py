@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from bayesarch.data import Split
 from bayesarch.engine.masks import UnitMasks
 from bayesarch.engine.pressure import Pressure
 from bayesarch.engine.relevance import Relevance
+from bayesarch.engine.switches import Switches, switch_curvature
 from bayesarch.engine.weight_curvature import weight_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.nets.coupling import Units
@@ -29,7 +31,8 @@ class ShrinkConfig(Config):
     """How a network is made smaller."""
 
     method: str = "evidence"
-    """evidence; bernoulli (PGNAS's masks, on units); or a baseline: magnitude, random, group-lasso."""
+    """evidence (of weights); switches (of the units themselves); bernoulli (PGNAS's masks, on units); or a baseline:
+    magnitude, random, group-lasso."""
     rounds: int = Field(default=80, ge=1)
     """Cap on rounds of cutting and training."""
     also: tuple[
@@ -133,6 +136,15 @@ class Asked:
         config, each = self.config, lam / len(self.split)
         return Relevance(net, units, free, each, config.form, config.also, uses=config.price == "macs")
 
+    def worth(self, net: nn.Module, units: Units, free: Tensor) -> Tensor:
+        """Return the lambda at which each unit's switch dies: curvature over what it is charged for, shape (U,)."""
+        config, counts = self.config, self.relevance(net, units, free, self.lam).sizes
+        h = switch_curvature(
+            net, units, self.split, mode=config.curvature, draws=config.draws, limit=config.curvature_examples,
+            generator=self.stream,
+        )  # fmt: skip
+        return h * len(self.split) / counts.clamp(min=1e-12)
+
     def curvature(self, net: nn.Module) -> dict[str, Tensor]:
         """Return the curvature that the settings ask for."""
         config = self.config
@@ -178,16 +190,35 @@ def _weakest(dead: Tensor, order: Tensor, share: float, of: int) -> tuple[Tensor
     return gone, len(leaving)
 
 
+def _grown(asked: Asked, anybody: Callable[[float], bool]) -> float:
+    """Return lambda, grown to where somebody is dead: nothing is learned by training the same network again."""
+    lam = asked.lam
+    while not anybody(lam) and lam <= TOO_MUCH * asked.lam:
+        lam *= asked.config.growth
+    return lam
+
+
+def _fallen(lam: float, asked: Asked, free: Tensor, dead: Callable[[float], int]) -> float:
+    """Return lambda, fallen to where no more are dead than may leave, though not below its first value.
+
+    The penalty presses on all who are dead, and a network that it has harmed asks for more deaths still.
+    """
+    config, many = asked.config, dead(lam)
+    while many > _allowed(config.at_most, int(free.sum())) and lam > config.lam:
+        lower = max(lam / config.growth, config.lam)
+        many = dead(lower)
+        lam = lower if many else lam
+    return lam
+
+
 def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a group.
 
-    Where nobody is dead, lambda grows at once: nothing is learned by training the same network again. Where more units
-    are dead than may leave, the weakest leave, and lambda falls back to where no more are, though not below its first
-    value: the penalty would press on all of them, and a network that it has harmed asks for more deaths still.
+    Who leaves is judged at the lambda that was asked for, or grew; what training pays goes by the one it falls to.
     """
-    curvature, lam, config = asked.curvature(net), asked.lam, asked.config
-    allowed = _allowed(config.at_most, int(free.sum()))
+    curvature, config = asked.curvature(net), asked.config
 
+    @cache
     def judged(lam: float) -> tuple[Relevance, Tensor, Tensor, Tensor]:
         relevance = asked.relevance(net, units, free, lam)
         left, order = relevance.settle(curvature)
@@ -195,15 +226,12 @@ def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
         may[: units.count] = free
         return relevance, (left < LEFT) & may, order, may
 
-    relevance, dead, order, may = judged(lam)
-    while not bool(dead.any()) and lam <= TOO_MUCH * asked.lam and bool(may.any()):
-        lam *= config.growth
-        relevance, dead, order, may = judged(lam)
-    many = int(dead[: units.count].sum())
-    while many > allowed and lam > config.lam:
-        lower = max(lam / config.growth, config.lam)
-        many = int(judged(lower)[1][: units.count].sum())
-        lam = lower if many else lam
+    def many(lam: float) -> int:
+        return int(judged(lam)[1][: units.count].sum())
+
+    high = _grown(asked, lambda lam: bool(judged(lam)[1].any()) or not bool(judged(lam)[3].any()))
+    relevance, dead, order, may = judged(high)
+    lam = _fallen(high, asked, free, many)
     mine = torch.arange(len(dead)) < units.count
     gone, others = _weakest(dead & ~mine, order, config.at_most, int((may & ~mine).sum()))
     zeros, spent = relevance.staying(gone), others == int(gone.sum())
@@ -215,6 +243,24 @@ def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressu
     relevance = asked.relevance(net, units, free, asked.lam)
     relevance.settle(asked.curvature(net))
     return relevance
+
+
+def _switched(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
+    """The evidence of switches: dead where the loss curves less in one than its unit is charged for."""
+    worth = asked.worth(net, units, free).cpu()
+
+    def dead(lam: float) -> Tensor:
+        return (worth < lam) & free
+
+    high = _grown(asked, lambda lam: bool(dead(lam).any()) or not bool(free.any()))
+    return Verdict(dead(high), worth, _fallen(high, asked, free, lambda lam: int(dead(lam).sum())))
+
+
+def _pull(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
+    """The penalty on switches."""
+    counts = asked.relevance(net, units, free, asked.lam).sizes
+    h = asked.worth(net, units, free) * counts / asked.lam
+    return Switches(net, units, h, counts, free, asked.each)
 
 
 def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
@@ -259,6 +305,7 @@ def _masks(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure
 
 RULES: dict[str, Rule] = {
     "evidence": Rule(_evidence, _settled, groups=True),
+    "switches": Rule(_switched, _pull),
     "bernoulli": Rule(_unlikely, _masks, by_training=True),
     "magnitude": Rule(_magnitude),
     "random": Rule(_random),

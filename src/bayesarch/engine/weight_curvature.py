@@ -16,7 +16,7 @@ from bayesarch.data import Split
 from bayesarch.errors import ConfigError
 from bayesarch.functional.curvature import fisher_draw
 
-__all__ = ["curved_parameters", "weight_curvature"]
+__all__ = ["curved_parameters", "logit_pulls", "weight_curvature"]
 
 Squares = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 """(layer, its input, gradient of its output) -> squared gradients of its parameters summed over examples."""
@@ -133,7 +133,7 @@ def weight_curvature(
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ConfigError(f"{twice} is used twice in the network, and its curvature cannot be had; copy it")
-            for pull in _pulls(logits.detach(), mode, draws, generator):
+            for pull in logit_pulls(logits.detach(), mode, draws, generator):
                 back = torch.autograd.grad(
                     logits, [output for *_, output in seen.calls], pull, retain_graph=True, allow_unused=True
                 )
@@ -146,7 +146,7 @@ def weight_curvature(
     return {name: total / n for name, total in totals.items()}
 
 
-def _pulls(
+def logit_pulls(
     logits: Tensor, mode: Literal["exact", "mc"], draws: int, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     """Return vectors v with sum (or mean of sums) of v v' = diag p - p p', each of shape (B, K)."""

@@ -42,6 +42,7 @@ __all__ = [
     "quadratic_optimum",
     "saliency",
     "shrink",
+    "switch_slope",
 ]
 
 
@@ -156,6 +157,18 @@ def group_fixed_point(squares: Tensor, h: Tensor, size: int) -> Tensor:
         size: n.
     """
     return (squares / size - 1.0 / h).clamp(min=0.0)
+
+
+def switch_slope(h: Tensor, counts: Tensor) -> Tensor:
+    """Return the penalty's slope at a switch of value 1 that is charged for c weights, sqrt(c min(c, h)), shape (U,).
+
+    Its variance ends at max(0, 1 - c / h), `group_fixed_point` of c tied copies: it dies where h < c.
+
+    Args:
+        h: curvature in the switch over lambda, >= 0, shape (U,).
+        counts: c, shape (U,).
+    """
+    return (counts * torch.minimum(counts, h)).sqrt()
 
 
 def shrink(norms: Tensor, slopes: Tensor, amount: float) -> Tensor:

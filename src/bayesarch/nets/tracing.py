@@ -1,5 +1,6 @@
 """What a plain network's code says of its layers: whose inputs can be gated, who makes them, which norms fold away."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -63,16 +64,31 @@ def segments_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def graph_of(net: nn.Module) -> fx.Graph | None:
-    """Return the network's graph in eval mode, its layers as calls; None where its code cannot be traced."""
+    """Return the network's graph in eval mode, its layers as calls; None where its code cannot be traced.
+
+    What `forward` takes beside the images is as its defaults are.
+    """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        return fx.Tracer().trace(net)
+        others = list(inspect.signature(net.forward).parameters.values())[1:]
+        given = {p.name: p.default for p in others if p.default is not p.empty}
+        graph = fx.Tracer().trace(net, concrete_args=given)
+        for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+            _erase(graph, node)
+        return graph
     except Exception:  # whatever the user's code does with a proxy
         return None
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Take a call out of a graph, with all that depend on it: checks that an argument is what was traced."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
 
 
 def producers(net: nn.Module) -> dict[str, Chain]:

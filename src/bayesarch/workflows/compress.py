@@ -61,8 +61,8 @@ def compress(  # noqa: PLR0913 - the public face has one keyword per flag
         data: as `search` takes it; default digits. Images are scaled as the data settings say; a network trained on
             images scaled otherwise has to be trained first (`weights=None`).
         weights: the network's weights; None: a module as it is, any other network is trained first.
-        method: evidence (default); bernoulli, masks learned with the weights; or a baseline: magnitude, random,
-            group-lasso.
+        method: evidence (default), of weights; switches, of units; bernoulli, masks learned with the weights; or a
+            baseline: magnitude, random, group-lasso.
         max_params: most parameters of the result.
         max_macs: most MACs of it for one image.
         max_latency_ms: most milliseconds of it for one image, here.
