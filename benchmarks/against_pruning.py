@@ -3,9 +3,9 @@
     python benchmarks/against_pruning.py --seeds 2
 
 One network is trained per seed. Ours cuts it round by round until a quarter of its MACs are left; torch-pruning gets as
-many rounds with as many epochs, and cuts in each by an equal factor of MACs. The first network of every path under each
-bound is fine-tuned equally long and scored on the 10,000 test images. Nothing is chosen by that: all points are in the
-record. CIFAR-10 (JPEG q75), crops and flips, networks of `quarter.py`. Goes on where it broke off.
+many rounds as our masks, with as many epochs, and cuts in each by an equal factor of MACs. The first network of every
+path under each bound is fine-tuned equally long and scored on the 10,000 test images. Nothing is chosen by that: all
+points are in the record. CIFAR-10 (JPEG q75), crops and flips, networks of `quarter.py`. Goes on where it broke off.
 """
 
 import argparse
@@ -42,6 +42,8 @@ SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", HERE.parents[1] / "shared"
 SHARES = (0.5, 0.25)
 """MACs of the points that are fine-tuned and scored, as shares of the whole network's."""
 OURS = ("evidence", "switches", "bernoulli")
+REFERENCE = "bernoulli"
+"""The path of ours that torch-pruning's have as many rounds as."""
 THEIRS = ("torch-pruning magnitude", "torch-pruning Taylor", "torch-pruning group norm")
 DATA = {"flip": True, "called": "cifar10"}
 TRAIN = {**RECIPE, "batch_size": 64, "lr": 0.02, "threads": 1, "precision": "bf16"}
@@ -258,7 +260,7 @@ def main() -> None:
                 if method in OURS:
                     found = bench.ours(method)
                 else:
-                    found = bench.theirs(method, [p["round"] for p in done[seed, network, "evidence"]["points"]])
+                    found = bench.theirs(method, [p["round"] for p in done[seed, network, REFERENCE]["points"]])
                 done = _recorded(given.out) | {key: {"network": network, "method": method, "seed": seed, **found}}
                 record = {
                     "command": f"python benchmarks/against_pruning.py --seeds {given.seeds}",

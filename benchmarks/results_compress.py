@@ -107,8 +107,8 @@ def pruning_part(record: dict | None, table: Table, machine: Machine) -> list[st
     return [
         f"### Against torch-pruning, {given['limit']:,} images of CIFAR-10 (JPEG q75), a quarter of the width\n\n"
         f"torch-pruning {record['environment']['torch-pruning']}. Every seed's whole network is trained for {given['dense']} "
-        f"epochs; a round has {given['epochs']} epoch, the end {given['finetune']}. torch-pruning's paths have as many rounds as "
-        "the evidence's, each cutting MACs by an equal factor, and the same training; points are the first network of a "
+        f"epochs; a round has {given['epochs']}, the end {given['finetune']}. torch-pruning's paths have as many rounds as "
+        "our masks', each cutting MACs by an equal factor, and the same training; points are the first network of a "
         "path under a half and a quarter of the MACs, fine-tuned. Test split, n = 10,000; nothing is chosen by it. Mean ± standard "
         "deviation over seeds.\n",
         *tables,

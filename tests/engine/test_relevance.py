@@ -192,14 +192,13 @@ def test_the_penalty_falls_on_other_groups_too(net, units):
     assert torch.equal(net[1].weight, before["1.weight"])
 
 
-def test_lambda_falls_back_where_more_are_dead_than_may_leave(net, units):
-    """The weakest leave as they would have; what training pays, and the next round, go by the lower lambda."""
+def test_training_goes_by_a_lower_lambda_where_more_are_dead_than_may_leave(net, units):
     config = ShrinkConfig(curvature="exact", growth=1.5, lam=1e-9, at_most=0.2)
     asked = Asked(Split(), config, 1e-2, torch.Generator())
     made = cut_of_round(net, units, hidden(units), asked)
     high = replace(asked, config=config.model_copy(update={"lam": 1e-2}))  # not below its first value
     stays = cut_of_round(net, units, hidden(units), high)
-    assert stays.lam == 1e-2
+    assert stays.pays == stays.lam == made.lam == 1e-2
     assert torch.equal(stays.keep, made.keep)
     assert made.dead == stays.dead > int(0.2 * 14) == int((~made.keep).sum())
 
@@ -207,7 +206,7 @@ def test_lambda_falls_back_where_more_are_dead_than_may_leave(net, units):
         left, _ = Relevance(net, units, hidden(units), lam / len(Split())).settle(weight_curvature(net, Split()))
         return int((left < 0.01).sum())
 
-    assert 0 < dead(made.lam) <= int(0.2 * 14) < dead(1.5 * made.lam)
+    assert 0 < dead(made.pays) <= int(0.2 * 14) < dead(1.5 * made.pays)
     assert not made.spent
 
 

@@ -128,6 +128,18 @@ def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, t
     assert [r["dead"] for r in gone_on.metrics] == [r["dead"] for r in whole.metrics]
 
 
+def test_switches_keep_a_limit_and_a_break_changes_nothing(made, tmp_path):
+    weights = made.folder.path / "networks" / "dense.safetensors"
+    given = {"weights": weights, "method": "switches", "max_macs": 9_000, "set": SMALL}
+    run = ba.compress("lenet-300-100", "digits", **given, out=tmp_path / "a")
+    assert run.summary["macs"] <= 9_000
+    assert run.summary["rows"][1]["accuracy"]["value"] > 0.9
+    assert run.config["compress"]["price"] == "macs"
+    broken = broken_after(2, tmp_path / "b", **given)
+    for name, p in broken.network().named_parameters():
+        assert torch.equal(p, run.network().get_parameter(name)), name
+
+
 def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
     weights = made.folder.path / "networks" / "dense.safetensors"
     given = {

@@ -78,6 +78,7 @@ class Cut:
         keep: all but those that leave, bool, shape (U,).
         dead: how many the rule would have let go.
         lam: weight of the prior that was asked for, in units of 1 / n.
+        pays: weight of the prior that training goes by.
         spent: whether all of them have left, so that the next round may ask for more.
         zeros: which weights of a tensor stay, bool, by parameter name, where other groups than units leave.
     """
@@ -85,6 +86,7 @@ class Cut:
     keep: Tensor
     dead: int
     lam: float
+    pays: float
     spent: bool
     zeros: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -97,6 +99,7 @@ class Verdict:
         dead: which units it would let go, bool, shape (U,).
         order: whom first: the lowest, shape (U,).
         lam: weight of the prior that was asked for, in units of 1 / n.
+        pays: weight of the prior that training goes by; None: the same.
         zeros: as in `Cut`.
         spent: whether all other groups that are dead are in `zeros`.
     """
@@ -104,6 +107,7 @@ class Verdict:
     dead: Tensor
     order: Tensor
     lam: float
+    pays: float | None = None
     zeros: Mapping[str, Tensor] = field(default_factory=dict)
     spent: bool = True
 
@@ -199,7 +203,7 @@ def _grown(asked: Asked, anybody: Callable[[float], bool]) -> float:
 
 
 def _fallen(lam: float, asked: Asked, free: Tensor, dead: Callable[[float], int]) -> float:
-    """Return lambda, fallen to where no more are dead than may leave, though not below its first value.
+    """Return the lambda that training goes by: where no more are dead than may leave, though not below its first value.
 
     The penalty presses on all who are dead, and a network that it has harmed asks for more deaths still.
     """
@@ -212,10 +216,7 @@ def _fallen(lam: float, asked: Asked, free: Tensor, dead: Callable[[float], int]
 
 
 def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
-    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a group.
-
-    Who leaves is judged at the lambda that was asked for, or grew; what training pays goes by the one it falls to.
-    """
+    """The evidence in the quadratic model of the loss: dead where its optimum leaves nothing of a group."""
     curvature, config = asked.curvature(net), asked.config
 
     @cache
@@ -231,11 +232,10 @@ def _evidence(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
 
     high = _grown(asked, lambda lam: bool(judged(lam)[1].any()) or not bool(judged(lam)[3].any()))
     relevance, dead, order, may = judged(high)
-    lam = _fallen(high, asked, free, many)
     mine = torch.arange(len(dead)) < units.count
     gone, others = _weakest(dead & ~mine, order, config.at_most, int((may & ~mine).sum()))
     zeros, spent = relevance.staying(gone), others == int(gone.sum())
-    return Verdict(dead[mine], order[mine], lam, zeros, spent)
+    return Verdict(dead[mine], order[mine], high, _fallen(high, asked, free, many), zeros, spent)
 
 
 def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -253,7 +253,7 @@ def _switched(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
         return (worth < lam) & free
 
     high = _grown(asked, lambda lam: bool(dead(lam).any()) or not bool(free.any()))
-    return Verdict(dead(high), worth, _fallen(high, asked, free, lambda lam: int(dead(lam).sum())))
+    return Verdict(dead(high), worth, high, _fallen(high, asked, free, lambda lam: int(dead(lam).sum())))
 
 
 def _pull(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
@@ -332,7 +332,8 @@ def cut_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Cu
     may = free & units.present()
     said = RULES[config.method].leaves(net, units, may, asked)
     gone, dead = _weakest(said.dead & may, said.order, config.at_most, int(may.sum()))
-    return Cut(~gone, dead, said.lam, said.spent and dead == int(gone.sum()), said.zeros)
+    pays = said.lam if said.pays is None else said.pays
+    return Cut(~gone, dead, said.lam, pays, said.spent and dead == int(gone.sum()), said.zeros)
 
 
 def pressure_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure | None:

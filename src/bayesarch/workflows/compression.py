@@ -197,7 +197,7 @@ class Compression:
             stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
             asked = Asked(self.splits["weights"], config, lam, stream, known)
             cut = cut_of_round(net, units, self.free & keep, asked)
-            lam, asked = cut.lam, replace(asked, lam=cut.lam)
+            lam, asked = cut.lam, replace(asked, lam=cut.pays)
             _set_to_zero(net, cut.zeros)
             if cut.dead:
                 keep = keep & cut.keep
@@ -213,6 +213,7 @@ class Compression:
                 "epoch": number + 1,
                 "stage": "compress",
                 "lam": lam,
+                "paid_lam": cut.pays,
                 "next_lam": lam * config.growth if cut.spent else lam,
                 "dead": cut.dead,
                 "units": int((keep & self.free).sum()),
