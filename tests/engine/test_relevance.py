@@ -99,7 +99,7 @@ def test_more_lambda_lets_more_go(net, units):
 
 
 def cut(net, units, seed=0, known=None, **settings):
-    config = ShrinkConfig(**{"curvature": "exact", "lam": 1e6, **settings})
+    config = ShrinkConfig(**{"method": "evidence", "curvature": "exact", "lam": 1e6, **settings})
     stream = torch.Generator().manual_seed(seed)
     return cut_of_round(net, units, hidden(units), Asked(Split(), config, 1e6, stream, known))
 
@@ -126,7 +126,7 @@ def test_the_least_important_leave_first(net, units):
 
 def test_lambda_grows_at_once_until_somebody_is_dead(net, units):
     free, stream = hidden(units), torch.Generator()
-    config = ShrinkConfig(curvature="exact", growth=1.5)
+    config = ShrinkConfig(method="evidence", curvature="exact", growth=1.5)
     asked = Asked(Split(), config, 1e-9, stream)
     made = cut_of_round(net, units, free, asked)
     assert made.dead > 0
@@ -146,7 +146,7 @@ def test_other_groups_go_to_zero_inside_units_that_stay(net, units):
     with torch.no_grad():
         net[3].weight[2, 5] = 1e-8
         net[5].weight[:, 1] = torch.tensor([1e-8, 1e-8, 1e-8], dtype=torch.float64)
-    config = ShrinkConfig(curvature="exact", also=("weights", "channels"), at_most=0.9)
+    config = ShrinkConfig(method="evidence", curvature="exact", also=("weights", "channels"), at_most=0.9)
     made = cut_of_round(net, units, hidden(units), Asked(Split(), config, 1e-6, torch.Generator()))
     assert set(made.zeros) == {"1.weight", "3.weight", "5.weight"}
     assert not made.zeros["3.weight"][2, 5]
@@ -161,7 +161,7 @@ def test_other_groups_go_to_zero_inside_units_that_stay(net, units):
 
 
 def test_no_more_of_the_other_groups_go_than_may_and_zeros_are_not_counted_again(net, units):
-    config = ShrinkConfig(curvature="exact", also=("weights",), at_most=0.1, lam=1e6)
+    config = ShrinkConfig(method="evidence", curvature="exact", also=("weights",), at_most=0.1, lam=1e6)
     asked = Asked(Split(), config, 1e6, torch.Generator())
     with torch.no_grad():
         net[1].weight[:, :32] = 0  # 256 of 8 * 64 + 6 * 8 + 3 * 6 = 578
@@ -193,7 +193,7 @@ def test_the_penalty_falls_on_other_groups_too(net, units):
 
 
 def test_training_goes_by_a_lower_lambda_where_more_are_dead_than_may_leave(net, units):
-    config = ShrinkConfig(curvature="exact", growth=1.5, lam=1e-9, at_most=0.2)
+    config = ShrinkConfig(method="evidence", curvature="exact", growth=1.5, lam=1e-9, at_most=0.2)
     asked = Asked(Split(), config, 1e-2, torch.Generator())
     made = cut_of_round(net, units, hidden(units), asked)
     high = replace(asked, config=config.model_copy(update={"lam": 1e-2}))  # not below its first value
@@ -246,7 +246,7 @@ def test_a_price_on_uses_lets_go_of_early_channels_first():
     units = units_of(net, (1, 8, 8))
     gone = {}
     for price in ("weights", "macs"):
-        config = ShrinkConfig(curvature="exact", price=price, at_most=0.5)
+        config = ShrinkConfig(method="evidence", curvature="exact", price=price, at_most=0.5)
         asked = Asked(Split(), config, 1e-4, torch.Generator())
         left, _ = asked.relevance(net, units, hidden(units), asked.lam).settle(weight_curvature(net, Split()))
         gone[price] = [int((left[of(units, f"{layer}.weight", 0)] < 0.01).sum()) for layer in (0, 3)]
@@ -273,7 +273,7 @@ def test_random_is_random_and_repeats_itself(net, units):
 
 def test_only_rules_with_a_penalty_train_under_one(net, units):
     def made(**settings):
-        config = ShrinkConfig(curvature="exact", **settings)
+        config = ShrinkConfig(**{"method": "evidence", "curvature": "exact", **settings})
         return pressure_of_round(net, units, hidden(units), Asked(Split(), config, 1.0, torch.Generator()))
 
     assert made(method="magnitude") is None

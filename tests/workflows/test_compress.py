@@ -32,7 +32,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("compress") / "run"
-    return ba.compress("lenet-300-100", "digits", max_params=9_000, set=SMALL, out=out)
+    return ba.compress("lenet-300-100", "digits", method="evidence", max_params=9_000, set=SMALL, out=out)
 
 
 def test_the_limit_is_kept_and_the_numbers_are_those_of_the_network(made):
@@ -98,7 +98,7 @@ def broken_after(rounds, out, **given):
 
 
 def test_a_broken_compression_ends_as_an_unbroken_one(made, tmp_path):
-    done = broken_after(2, tmp_path / "b", max_params=9_000, set=SMALL)
+    done = broken_after(2, tmp_path / "b", method="evidence", max_params=9_000, set=SMALL)
     mine, other = (
         safetensors.torch.load_file(run.folder.path / "networks" / "small.safetensors") for run in (done, made)
     )
@@ -143,7 +143,7 @@ def test_switches_keep_a_limit_and_a_break_changes_nothing(made, tmp_path):
 def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
     weights = made.folder.path / "networks" / "dense.safetensors"
     given = {
-        "weights": weights, "max_params": 20_000,
+        "weights": weights, "method": "evidence", "max_params": 20_000,
         "set": SMALL | {"compress.also": ["weights", "channels"], "compress.lam": 0.1},
     }  # fmt: skip
     run = ba.compress("lenet-300-100", "digits", **given, out=tmp_path / "a")
@@ -214,7 +214,7 @@ def test_a_module_given_in_python_is_copied_and_asked_for_again(made, tmp_path):
     before = copy.deepcopy(net.state_dict())
     done = ba.compress(
         net, "digits", weights=made.folder.path / "networks" / "dense.safetensors", max_params=20_000,
-        set={**SMALL, "compress.inputs": True}, out=tmp_path / "m",
+        method="evidence", set={**SMALL, "compress.inputs": True}, out=tmp_path / "m",
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(RunError, match=r"run\.network"):

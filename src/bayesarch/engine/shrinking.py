@@ -30,9 +30,9 @@ LEFT = 0.01
 class ShrinkConfig(Config):
     """How a network is made smaller."""
 
-    method: str = "evidence"
-    """evidence (of weights); switches (of the units themselves); bernoulli (PGNAS's masks, on units); or a baseline:
-    magnitude, random, group-lasso."""
+    method: str = "bernoulli"
+    """bernoulli (PGNAS's masks, on units); evidence (BayesNAS's, of weights); switches (BayesNAS's, of units); or a
+    baseline: magnitude, random, group-lasso."""
     rounds: int = Field(default=80, ge=1)
     """Cap on rounds of cutting and training."""
     also: tuple[

@@ -61,7 +61,7 @@ def compress(  # noqa: PLR0913 - the public face has one keyword per flag
         data: as `search` takes it; default digits. Images are scaled as the data settings say; a network trained on
             images scaled otherwise has to be trained first (`weights=None`).
         weights: the network's weights; None: a module as it is, any other network is trained first.
-        method: evidence (default), of weights; switches, of units; bernoulli, masks learned with the weights; or a
+        method: bernoulli (default), masks learned with the weights; evidence, of weights; switches, of units; or a
             baseline: magnitude, random, group-lasso.
         max_params: most parameters of the result.
         max_macs: most MACs of it for one image.
