@@ -138,7 +138,7 @@ def compress(
     ] = "lenet-300-100",
     weights: Annotated[str | None, typer.Option(help="Its weights, .safetensors or .pt [it is trained first]")] = None,
     data: Annotated[str | None, typer.Option(help="As search takes it [digits]")] = None,
-    method: Annotated[str | None, typer.Option(help="bernoulli, evidence, switches, magnitude, ... [bernoulli]")] = None,
+    method: Annotated[str | None, typer.Option(help="bernoulli, evidence, switches, ... [bernoulli]")] = None,
     max_params: Annotated[str | None, typer.Option("--params", "--max-params", help="Most parameters, as 20k")] = None,
     max_macs: Annotated[str | None, typer.Option("--macs", "--max-macs", help="Most MACs for one image")] = None,
     max_latency_ms: Annotated[
