@@ -41,8 +41,6 @@ __all__ = ["Compression", "CompressionListener"]
 
 PATIENCE = 4
 """Rounds in a row below the accuracy wanted after which the path ends."""
-STEADY = 5.0
-"""Largest gradient norm while the whole network is trained, unless it is said."""
 TRIES = 4
 """Networks of the path that are fine-tuned at most, from the smallest one on, until one is good enough."""
 
@@ -177,8 +175,7 @@ class Compression:
         elif not self.trained:
             self.listener.on_stage("training the network to be made smaller")
             fresh = _reset(self.settings, self.shape, self.classes, self.streams)
-            clip = self.settings.train.clip or STEADY  # from scratch, without norms, a first step can be a last one
-            trainer = self._trainer(fresh, "dense", 0, epochs=config.dense_epochs, lr=config.dense_lr, clip=clip)
+            trainer = self._trainer(fresh, "dense", 0, epochs=config.dense_epochs, lr=config.dense_lr)
             self.dense = self._run(trainer).net
         self.dense = in_layout(self.dense.to(self.device), self.shape)
         if not path.exists():
