@@ -1,7 +1,7 @@
 """How small networks become on MNIST, and what it costs: the whole path of every seed, method by method.
 
     python benchmarks/compress.py --network lenet-300-100 --seeds 3
-    python benchmarks/compress.py --network lenet-5 --seeds 3 --epochs 2 --finetune 15 --precision bf16
+    python benchmarks/compress.py --network lenet-5 --seeds 3 --epochs 2 --finetune 10 --precision bf16
 
 One network is trained per seed; every method makes it smaller round by round; the first network of the path under each
 of a few bounds is fine-tuned and scored on the 10,000 test images. Nothing is chosen by that: all points are in the
