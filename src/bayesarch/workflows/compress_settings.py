@@ -29,7 +29,7 @@ __all__ = [
 
 SECTIONS = ("seed", "device", "compress", "limits", "data", "train")
 RECIPE = {"batch_size": 128, "lr": 0.05, "weight_decay": 1e-4, "clip": 5.0}
-"""Training between two cuts, unless it is said. Without clipping LeNet-5 on MNIST comes out as not a number, or dead."""
+"""Training between two cuts, unless it is said. Without clipping LeNet-5 on MNIST is not a number, or dead."""
 LEAST_EPOCHS, LEAST_STEPS = 4, 300
 """Its length, unless it is said: so many epochs, or so many steps where the examples are few."""
 
