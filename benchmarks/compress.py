@@ -21,8 +21,8 @@ BOUNDS = {"lenet-300-100": (60_000, 40_000, 26_650, 16_000, 9_550), "lenet-500-3
 """MACs of the points that are fine-tuned and scored; the published ones among them."""
 CONV_BOUNDS = (500_000, 290_000, 217_000, 158_000)
 LR = {"lenet-5": (0.02, 0.02)}
-"""First learning rates, of the whole network and between two cuts, where they are not 0.1 and 0.05: LeNet-5, which has no
-norms and hardly any activations, dies at 0.1."""
+"""First learning rates, of the whole network and between two cuts, where they are not 0.1 and 0.05: LeNet-5, which has
+no norms, dies at 0.1."""
 AT_MOST = {"evidence": 0.1, "switches": 0.1, "bernoulli": 0.1, "magnitude": 0.045, "random": 0.045, "group-lasso": 0.1}
 """Largest share cut in a round: of rules that always cut so much, less, so that all paths have about as many rounds."""
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import bayesarch as ba
 from bayesarch.data import DataConfig, load, split
-from bayesarch.errors import ConfigError, RunError
+from bayesarch.errors import ConfigError, NumericalError, RunError
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS
 from bayesarch.nets.slicing import PickChannels
@@ -24,7 +24,8 @@ from bayesarch.workflows.compress_settings import settle_compression
 from bayesarch.workflows.rewrite import rewrite
 
 SMALL = {
-    "train.epochs": 3, "compress.dense_epochs": 8, "compress.finetune_epochs": 4, "compress.curvature_examples": 300,
+    "train.epochs": 3, "compress.dense_epochs": 8, "compress.dense_lr": 0.1, "compress.finetune_epochs": 4,
+    "compress.curvature_examples": 300,
     "compress.at_most": 0.2, "compress.growth": 2.0, "compress.penalty_share": 0.5,
 }  # fmt: skip
 
@@ -213,6 +214,13 @@ def test_gradients_are_clipped_unless_it_is_said(made):
     """LeNet-5 on all of MNIST came out as not a number without, in its first epoch."""
     assert made.config["train"]["clip"] == 5.0
     assert settle_compression({"compress": {"module": "lenet-5"}, "train": {"clip": 0.0}}).train.clip == 0.0
+
+
+def test_a_network_that_learned_nothing_is_not_made_smaller(tmp_path):
+    given = SMALL | {"compress.dense_lr": 1e-9, "compress.dense_epochs": 1}
+    with pytest.raises(NumericalError, match=r"learned nothing: accuracy 0\.\d+ .* lower compress\.dense_lr \(1e-09\)"):
+        ba.compress("lenet-300-100", "digits", max_params=9_000, set=given, out=tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "status.json").read_text())["state"] == "failed"
 
 
 def test_a_module_given_in_python_is_copied_and_asked_for_again(made, tmp_path):

@@ -78,6 +78,7 @@ def compress(  # noqa: PLR0913 - the public face has one keyword per flag
     Raises:
         ConfigError: listing every wrong field, or a limit that no network can meet; nothing is written.
         RunError: if the path ends before a limit is met; says how far it came.
+        NumericalError: if the network that is trained first learns nothing.
         Interrupted: when SIGINT or SIGTERM asked to stop; `resume` continues.
     """
     own = module if isinstance(module, nn.Module) else None

@@ -44,7 +44,7 @@ class CompressConfig(ShrinkConfig):
     """Its weights, a .safetensors or .pt file; null: it is trained first."""
     dense_epochs: int = Field(default=20, ge=1)
     """Epochs of that training."""
-    dense_lr: float = Field(default=0.1, gt=0)
+    dense_lr: float = Field(default=0.05, gt=0)
     """First learning rate of that training."""
     finetune_epochs: int = Field(default=10, ge=1)
     """Epochs that the chosen network is trained without a penalty at the end."""

@@ -24,7 +24,7 @@ from bayesarch.engine import (
     pressure_of_round,
     resolve_device,
 )
-from bayesarch.errors import ConfigError, RunError
+from bayesarch.errors import ConfigError, NumericalError, RunError
 from bayesarch.functional import Streams, seeded
 from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
@@ -177,10 +177,21 @@ class Compression:
             fresh = _reset(self.settings, self.shape, self.classes, self.streams)
             trainer = self._trainer(fresh, "dense", 0, epochs=config.dense_epochs, lr=config.dense_lr)
             self.dense = self._run(trainer).net
+            self._refuse_the_dead(trainer.selection().accuracy)
         self.dense = in_layout(self.dense.to(self.device), self.shape)
         if not path.exists():
             _write_state(path, self.dense)
         self.dense_score = self._trainer(self.dense, "look", 0, epochs=1).selection()
+
+    def _refuse_the_dead(self, accuracy: float) -> None:
+        labels = torch.cat([batch.labels for batch in self.splits["selection"].in_order(512)])
+        largest = float(labels.bincount().max() / len(labels))
+        if accuracy <= largest:
+            raise NumericalError(
+                f"the network to be made smaller has learned nothing: accuracy {accuracy:.3f} on the selection split, "
+                f"{largest:.3f} of which is one class; lower compress.dense_lr ({self.settings.compress.dense_lr:g}), "
+                "give compress.dense_epochs more, or bring trained --weights"
+            )
 
     def _walk(self) -> list[dict[str, Any]]:
         """Cut and train, round by round, until the limits are met or nothing good is left; return all rounds."""
