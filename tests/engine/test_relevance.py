@@ -12,6 +12,7 @@ from torch import nn
 from bayesarch.engine import RULES, Asked, Relevance, ShrinkConfig, cut_of_round, pressure_of_round, weight_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
+from bayesarch.functional.groups import combined_variance
 from bayesarch.nets import units_of
 
 
@@ -250,6 +251,19 @@ def test_a_price_on_uses_lets_go_of_early_channels_first():
         asked = Asked(Split(), config, 1e-4, torch.Generator())
         left, _ = asked.relevance(net, units, hidden(units), asked.lam).settle(weight_curvature(net, Split()))
         gone[price] = [int((left[of(units, f"{layer}.weight", 0)] < 0.01).sum()) for layer in (0, 3)]
+        if price == "macs":  # the penalty's slopes, weight by weight
+            relevance = asked.relevance(net, units, hidden(units), asked.lam)
+            relevance.settle(h := weight_curvature(net, Split()))
+            unit = of(units, "0.weight", 0)[int(relevance.slopes[of(units, "0.weight", 0)].argmax())]
+            total = 0.0
+            for name, groups in relevance.tensors.items():
+                c, s = units.uses.get(name, 1.0), combined_variance(relevance.gamma, groups)
+                each = h.get(name, torch.zeros_like(net.get_parameter(name))).detach() / relevance.lam / c
+                for index in groups:
+                    own = (index == unit).expand_as(each)
+                    share = (s / relevance.gamma[unit]).square() * each / (1 + s * each)
+                    total += c * float(share[own].sum())
+            assert float(relevance.slopes[unit]) == pytest.approx(total)
     assert gone["macs"][0] > gone["weights"][0]
     assert gone["macs"][1] < gone["weights"][1]
 
