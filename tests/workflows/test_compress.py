@@ -13,12 +13,14 @@ from torch import nn
 
 import bayesarch as ba
 from bayesarch.data import DataConfig, load, split
+from bayesarch.engine import pressure_of_round
 from bayesarch.errors import ConfigError, NumericalError, RunError
 from bayesarch.nets import network_cost
 from bayesarch.nets.classics import CLASSICS
 from bayesarch.nets.slicing import PickChannels
 from bayesarch.terminal import print_compression
 from bayesarch.workflows import compress as workflow
+from bayesarch.workflows import compression
 from bayesarch.workflows.compress import CompressionListener
 from bayesarch.workflows.compress_settings import settle_compression
 from bayesarch.workflows.rewrite import rewrite
@@ -139,6 +141,28 @@ def test_switches_keep_a_limit_and_a_break_changes_nothing(made, tmp_path):
     broken = broken_after(2, tmp_path / "b", **given)
     for name, p in broken.network().named_parameters():
         assert torch.equal(p, run.network().get_parameter(name)), name
+
+
+def test_training_pays_by_the_lambda_at_which_no_more_are_dead_than_may_leave(made, tmp_path, monkeypatch):
+    weights, paid = made.folder.path / "networks" / "dense.safetensors", []
+
+    def pressure(net, units, free, asked):
+        paid.append(asked.lam)
+        return pressure_of_round(net, units, free, asked)
+
+    monkeypatch.setattr(compression, "pressure_of_round", pressure)
+    given = SMALL | {
+        "compress.at_most": 0.05,
+        "compress.growth": 8.0,
+        "compress.lam": 1e-4,
+        "train.epochs": 1,
+        "compress.finetune_epochs": 1,
+    }
+    run = ba.compress(
+        "lenet-300-100", "digits", weights=weights, method="switches", max_params=25_000, set=given, out=tmp_path / "a"
+    )
+    assert paid == [record["paid_lam"] for record in run.metrics]
+    assert any(record["paid_lam"] < record["lam"] for record in run.metrics)
 
 
 def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
