@@ -40,11 +40,12 @@ def _networks(rows: dict, table: Table) -> str:
 
 
 def _ways(row: dict, table: Table) -> str:
-    ways = ("ours", "ours, bf16", "compiled", "compiled, bf16")
+    ways = ("ours", "ours, bf16", "compiled")
     body = [
-        [name, *(_ratio(cell["steps"][way]) for way in ways), f"{cell['compiling']:.0f}"]
+        [name, *(_ratio(cell["steps"][way]) if way in cell["steps"] else "–" for way in ways),
+         f"{cell['compiling']:.0f}" if "compiling" in cell else "–"]
         for name, cell in row["of"].items()
-    ]
+    ]  # fmt: skip
     head = ["space", *ways, "compiling, s"]
     return (
         "### The same step in bf16, and compiled\n\nTimes faster than the published step in fp32; every cell compiled by "
