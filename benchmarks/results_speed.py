@@ -49,7 +49,8 @@ def _ways(row: dict, table: Table) -> str:
     head = ["space", *ways, "compiling, s"]
     return (
         "### The same step in bf16, and compiled\n\nTimes faster than the published step in fp32; every cell compiled by "
-        "itself (`torch.compile`), compile time beside it and in no figure.\n\n" + table(head, body)
+        "itself (`torch.compile`), compile time beside it and in no figure; the compiler's files of an earlier run lay on disk.\n\n"
+        + table(head, body)
     )
 
 

@@ -169,7 +169,6 @@ def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str,
     """
     import torch
 
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # compiling takes what it takes the first time
     torch._dynamo.config.recompile_limit = 256  # a stack of every cell is a version of one function
     found = {}
     for name in ("nb201",) if short else ("nb201", "darts"):
