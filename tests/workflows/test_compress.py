@@ -133,9 +133,9 @@ def test_masks_cut_what_they_learned_to_drop_and_a_break_forgets_nothing(made, t
 
 def test_switches_keep_a_limit_and_a_break_changes_nothing(made, tmp_path):
     weights = made.folder.path / "networks" / "dense.safetensors"
-    given = {"weights": weights, "method": "switches", "max_macs": 9_000, "set": SMALL}
+    given = {"weights": weights, "method": "switches", "max_macs": 20_000, "set": SMALL}
     run = ba.compress("lenet-300-100", "digits", **given, out=tmp_path / "a")
-    assert run.summary["macs"] <= 9_000
+    assert run.summary["macs"] <= 20_000
     assert run.summary["rows"][1]["accuracy"]["value"] > 0.9
     assert run.config["compress"]["price"] == "macs"
     broken = broken_after(2, tmp_path / "b", **given)
@@ -168,7 +168,7 @@ def test_training_pays_by_the_lambda_at_which_no_more_are_dead_than_may_leave(ma
 def test_groups_that_go_to_zero_inside_units_stay_there(made, tmp_path, capsys):
     weights = made.folder.path / "networks" / "dense.safetensors"
     given = {
-        "weights": weights, "method": "evidence", "max_params": 20_000,
+        "weights": weights, "method": "evidence", "max_params": 30_000,
         "set": SMALL | {"compress.also": ["weights", "channels"], "compress.lam": 0.1},
     }  # fmt: skip
     run = ba.compress("lenet-300-100", "digits", **given, out=tmp_path / "a")
