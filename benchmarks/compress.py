@@ -20,9 +20,9 @@ INPUTS = ("lenet-300-100", "lenet-500-300")
 BOUNDS = {"lenet-300-100": (60_000, 40_000, 26_650, 16_000, 9_550), "lenet-500-300": (80_000, 48_550, 30_000, 15_000)}
 """MACs of the points that are fine-tuned and scored; the published ones among them."""
 CONV_BOUNDS = (500_000, 290_000, 217_000, 158_000)
-LR = {"lenet-5": (0.02, 0.02)}
-"""First learning rates, of the whole network and between two cuts, where they are not 0.1 and 0.05: LeNet-5, which has
-no norms, dies at 0.1."""
+STEPS = {"lenet-5": (0.02, 0.02, 5.0)}
+"""First learning rates, of the whole network and between two cuts, and the largest gradient norm; of
+others 0.1, 0.05, and no clipping, by which LeNet-5, which has no norms, dies."""
 AT_MOST = {"evidence": 0.1, "switches": 0.1, "bernoulli": 0.1, "magnitude": 0.045, "random": 0.045, "group-lasso": 0.1}
 """Largest share cut in a round: of rules that always cut so much, less, so that all paths have about as many rounds."""
 
@@ -36,13 +36,19 @@ def finished(out: Path, *given, **settings):
     return ba.resume(out) if out.exists() else ba.compress(*given, out=out, **settings)
 
 
+def steps_of(network: str) -> tuple[float, float, float]:
+    """Return a network's entry in `STEPS`."""
+    return STEPS.get(network, (0.1, 0.05, 0.0))
+
+
 def dense(network: str, seed: int, work: Path, limit: int | None, precision: str):
     """Return the folder of one compression by random cuts of one round, for its trained network."""
     out = work / f"{network}-dense-s{seed}"
     finished(
         out, network, str(SHARED / "mnist.npz"), seed=seed, limit=limit, method="random", max_drop=0.5,
         set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1,
-             "compress.dense_lr": LR.get(network, (0.1, 0.05))[0], "train.precision": precision},
+             "compress.dense_lr": steps_of(network)[0], "train.clip": steps_of(network)[2],
+             "train.precision": precision},
     )  # fmt: skip
     return out
 
@@ -55,8 +61,8 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
     out, bounds = work / f"{network}-{method}-s{seed}", BOUNDS.get(network, CONV_BOUNDS)
     given = {
         "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
-        "train.lr": LR.get(network, (0.1, 0.05))[1], "train.epochs": rest.epochs, "train.precision": rest.precision,
-        "compress.at_most": AT_MOST[method],
+        "train.lr": steps_of(network)[1], "train.clip": steps_of(network)[2], "train.epochs": rest.epochs,
+        "train.precision": rest.precision, "compress.at_most": AT_MOST[method],
     }  # fmt: skip
     run = finished(
         out, network, str(SHARED / "mnist.npz"), weights=str(weights), method=method, max_macs=bounds[-1], seed=seed,
