@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speed import Case, in_turn, kib, measure
+from speed import kib, measure
+from steps import Case, in_turn
 
 OUT = Path(__file__).parent / "results" / "machine.json"
 MEMORY: list[tuple[str, str, dict[str, int], int, int]] = [

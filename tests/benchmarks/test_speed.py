@@ -16,7 +16,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import machine
 import speed
+import steps
 from published import PublishedNet, published_step
+from results_speed import speed_part
 from roofline import roofline
 
 NETS = {
@@ -75,7 +77,7 @@ def test_ratios_are_medians_round_by_round():
     works = {"base": lambda: None, "other": lambda: None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed.time, "perf_counter", lambda: next(clock))
-        found = speed.in_turn(works, 3, "base")
+        found = steps.in_turn(works, 3, "base")
     assert found["base"] == {"seconds": 4.0, "least": 2.0, "ratio": 1.0, "lowest": 1.0, "highest": 1.0}
     assert found["other"] == {"seconds": 1.0, "least": 1.0, "ratio": 2.0, "lowest": 2.0, "highest": 6.0}
 
@@ -152,3 +154,11 @@ def test_rows_on_the_machine_are_measured():
     assert row["macs"] == [784 * 300 + 300 * 100 + 1000, 784 * 150 + 150 * 50 + 500]
     assert {"1", "64"} == set(row["steps"])
     assert torch.get_num_threads() == threads
+
+
+def test_a_whole_search_stands_beside_a_hundred_epochs():
+    row = {"epochs": 41, "seconds": {"ours, bpnas, whole": 300.0, "ours, drnas": 600.0, "published": 1500.0}}
+    record = {"rows": {"search": row}}
+    page = "\n".join(speed_part(record, lambda head, body: f"{head}{body}", lambda record: "here"))
+    assert "41 epochs" in page
+    assert "['our DrNAS, 100 epochs', '600', '0.50'], ['the published step, 100 epochs', '1500', '0.20']" in page

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -140,22 +140,18 @@ class Asked:
         config, each = self.config, lam / len(self.split)
         return Relevance(net, units, free, each, config.form, config.also, uses=config.price == "macs")
 
-    def worth(self, net: nn.Module, units: Units, free: Tensor) -> Tensor:
-        """Return the lambda at which each unit's switch dies: curvature over what it is charged for, shape (U,)."""
-        config, counts = self.config, self.relevance(net, units, free, self.lam).sizes
-        h = switch_curvature(
-            net, units, self.split, mode=config.curvature, draws=config.draws, limit=config.curvature_examples,
-            generator=self.stream,
-        )  # fmt: skip
-        return h * len(self.split) / counts.clamp(min=1e-12)
-
     def curvature(self, net: nn.Module) -> dict[str, Tensor]:
-        """Return the curvature that the settings ask for."""
+        """Return the curvature in the weights that the settings ask for, by parameter name."""
+        return weight_curvature(net, self.split, **self._looking())
+
+    def switches(self, net: nn.Module, units: Units) -> Tensor:
+        """Return the curvature in the units' switches that they ask for, shape (U,)."""
+        return switch_curvature(net, units, self.split, **self._looking())
+
+    def _looking(self) -> dict[str, Any]:
         config = self.config
-        return weight_curvature(
-            net, self.split, mode=config.curvature, draws=config.draws, limit=config.curvature_examples,
-            generator=self.stream,
-        )  # fmt: skip
+        return {"mode": config.curvature, "draws": config.draws, "limit": config.curvature_examples,
+                "generator": self.stream}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,7 +243,8 @@ def _settled(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressu
 
 def _switched(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
     """The evidence of switches: dead where the loss curves less in one than its unit is charged for."""
-    worth = asked.worth(net, units, free).cpu()
+    counts = asked.relevance(net, units, free, asked.lam).sizes
+    worth = (asked.switches(net, units) * len(asked.split) / counts.clamp(min=1e-12)).cpu()  # the lambda it dies at
 
     def dead(lam: float) -> Tensor:
         return (worth < lam) & free
@@ -259,8 +256,7 @@ def _switched(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdi
 def _pull(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Pressure:
     """The penalty on switches."""
     counts = asked.relevance(net, units, free, asked.lam).sizes
-    h = asked.worth(net, units, free) * counts / asked.lam
-    return Switches(net, units, h, counts, free, asked.each)
+    return Switches(net, units, asked.switches(net, units) / asked.each, counts, free, asked.each)
 
 
 def _magnitude(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Verdict:
