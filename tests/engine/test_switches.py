@@ -67,7 +67,9 @@ def test_a_switch_is_on_all_that_reads_a_unit_even_twice_and_in_norms_and_sums()
         net = Twice().double().eval()
     data = Split()
     units = units_of(net, (1, 8, 8))
-    h = switch_curvature(net, units, data)
+    h = switch_curvature(net.train(), units, data)  # whose norms are looked at as they answer, not as they train
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    net.eval()
     places = of(units, "head.weight", 1)
     expected = torch.zeros(3, dtype=DOUBLE)
     for image in data.images:
@@ -119,6 +121,8 @@ def test_units_die_where_the_loss_curves_less_than_they_are_charged_for(net):
     assert (~made.keep).nonzero().flatten().tolist() == sorted(sorted(worth, key=worth.get)[:2])
     assert made.lam == lam
     assert sum(w < made.pays for w in worth.values()) <= 2 < sum(w < 1.1 * made.pays for w in worth.values())
+    first = few.model_copy(update={"lam": lam / 1.05})  # one step would lead below it
+    assert cut_of_round(net, units, free, Asked(Split(), first, lam, torch.Generator())).pays == lam / 1.05
     low = 0.3 * min(worth.values())
     grown = cut_of_round(net, units, free, Asked(Split(), few, low, torch.Generator()))
     assert sum(w < grown.lam for w in worth.values()) >= 1 > sum(w < grown.lam / 1.1 for w in worth.values())
