@@ -125,6 +125,19 @@ def test_the_least_important_leave_first(net, units):
         assert (~made.keep).nonzero().flatten().tolist() == [int(first[3])], method
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 3, 7, 9])
+def test_as_few_leave_as_the_limits_ask_for_the_least_important_first(net, units, wanted):
+    """Seven may; nine never are enough, so that all seven leave."""
+    config = ShrinkConfig(method="magnitude", at_most=0.5)
+    asked = Asked(Split(), config, 1.0, torch.Generator(), enough=lambda gone: int(gone.sum()) >= wanted)
+    made = cut_of_round(net, units, hidden(units), asked)
+    relevance = Relevance(net, units, hidden(units), 1.0)
+    mean = relevance.norms().square() / relevance.sizes.clamp(min=1)
+    first = [unit for unit in mean.argsort().tolist() if hidden(units)[unit]][: min(wanted, 7)]
+    assert (~made.keep).nonzero().flatten().tolist() == sorted(first)
+    assert (made.dead, made.spent) == (14, False)
+
+
 def test_lambda_grows_at_once_until_somebody_is_dead(net, units):
     free, stream = hidden(units), torch.Generator()
     config = ShrinkConfig(method="evidence", curvature="exact", growth=1.5)

@@ -1,5 +1,6 @@
 """How a network is made smaller: which units leave in a round, by which rule; knows no file and no command line."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -122,6 +123,7 @@ class Asked:
         lam: weight of the prior, in units of 1 / n.
         stream: what is drawn is drawn from it.
         known: drop logits that the training before has learned, shape (U,); None where it learned none.
+        enough: (units that leave, bool, shape (U,)) -> whether the limits on cost are kept without them.
     """
 
     split: Split
@@ -129,6 +131,7 @@ class Asked:
     lam: float
     stream: torch.Generator
     known: Tensor | None = None
+    enough: Callable[[Tensor], bool] = lambda gone: False
 
     @property
     def each(self) -> float:
@@ -188,6 +191,25 @@ def _weakest(dead: Tensor, order: Tensor, share: float, of: int) -> tuple[Tensor
     leaving, gone = dead.nonzero().flatten(), torch.zeros_like(dead)
     gone[leaving[order[leaving].argsort()][: _allowed(share, of)]] = True
     return gone, len(leaving)
+
+
+def _as_few(gone: Tensor, order: Tensor, enough: Callable[[Tensor], bool]) -> Tensor:
+    """Return the first of those that leave, as few as are enough; all where all are not.
+
+    Args:
+        gone: which would leave, bool, shape (U,).
+        order: whom first: the lowest, shape (U,).
+        enough: as in `Asked`; the more leave, the sooner it is so.
+    """
+    leaving = gone.nonzero().flatten()
+    leaving = leaving[order[leaving].argsort()]
+
+    def first(many: int) -> Tensor:
+        chosen = torch.zeros_like(gone)
+        chosen[leaving[:many]] = True
+        return chosen
+
+    return first(bisect_left(range(len(leaving)), True, key=lambda many: enough(first(many))))
 
 
 def _grown(asked: Asked, anybody: Callable[[float], bool]) -> float:
@@ -328,6 +350,7 @@ def cut_of_round(net: nn.Module, units: Units, free: Tensor, asked: Asked) -> Cu
     may = free & units.present()
     said = RULES[config.method].leaves(net, units, may, asked)
     gone, dead = _weakest(said.dead & may, said.order, config.at_most, int(may.sum()))
+    gone = _as_few(gone, said.order, asked.enough)
     pays = said.lam if said.pays is None else said.pays
     return Cut(~gone, dead, said.lam, pays, said.spent and dead == int(gone.sum()), said.zeros)
 

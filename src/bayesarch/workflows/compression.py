@@ -206,7 +206,7 @@ class Compression:
             number = len(records)
             units, began = self.units.after(keep), time.monotonic()
             stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
-            asked = Asked(self.splits["weights"], config, lam, stream, known)
+            asked = Asked(self.splits["weights"], config, lam, stream, known, self._enough(keep))
             cut = cut_of_round(net, units, self.free & keep, asked)
             lam, asked = cut.lam, replace(asked, lam=cut.pays)
             _set_to_zero(net, cut.zeros)
@@ -275,6 +275,16 @@ class Compression:
         limits = self.settings.limits
         bounds = {"params": limits.max_params, "macs": limits.max_macs, "latency_ms": limits.max_latency_ms}
         return all(bound is None or record[key] <= bound for key, bound in bounds.items())
+
+    def _enough(self, keep: Tensor) -> Callable[[Tensor], bool]:
+        """Return how `Asked` is told that the limits are kept: by counted cost, if that is all there are limits on."""
+        counted = self.settings.sized and self.settings.limits.max_latency_ms is None
+
+        def enough(gone: Tensor) -> bool:
+            params, macs = self.units.cost(keep & ~gone)
+            return counted and self._small_enough({"params": params, "macs": macs})
+
+        return enough
 
     def _good(self, accuracy: float, slack: float = 1.0) -> bool:
         drop = self.settings.drop
