@@ -328,6 +328,16 @@ def test_the_front_scores_several_sizes_of_one_path(made):
         workflow.front(made.path, [10])
 
 
+def test_the_front_trains_its_networks_as_the_run_trained_its_own(made):
+    assert made.summary["round"] == len(made.metrics)
+    row = workflow.front(made.path, [made.summary["macs"]])[1]
+    mine = made.summary["rows"][1]
+    for key in ("accuracy", "nll", "ece_width", "auroc"):
+        assert row[key]["value"] == mine[key]["value"], key
+    trained = workflow.front(made.path, [made.summary["macs"]], epochs=1)[1]
+    assert trained["nll"]["value"] != mine["nll"]["value"]
+
+
 def test_the_smaller_network_is_evaluated_and_exported_like_any_other(made, tmp_path):
     record = ba.evaluate(made.path, corruptions=["fog"], severities=[3])
     assert record["rows"][0]["accuracy"]["value"] == pytest.approx(made.summary["rows"][1]["accuracy"]["value"])

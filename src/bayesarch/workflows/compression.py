@@ -375,7 +375,8 @@ class Compression:
                 raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
             keep, net, _ = self._at(record["epoch"] - 1)
             trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
-            left = nonzero(self._run(trainer).net, self.units) if self.settings.compress.also else None
+            self._run(trainer)
+            left = nonzero(trainer.net, self.units) if self.settings.compress.also else None
             small = pick_inputs(trainer.net, self.units.after(keep), keep).eval()
             row, p = judge.score(f"at most {bound}", small, keep)
             table, gap = layer_table(self.units, keep, left), judge.difference(p, whole[1])
