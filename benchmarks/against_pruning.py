@@ -2,16 +2,19 @@
 
     python benchmarks/against_pruning.py --seeds 2
 
-One network is trained per seed. Ours cuts it round by round until a quarter of its MACs are left; torch-pruning gets as
-many rounds as our masks, with as many epochs, and cuts in each by an equal factor of MACs. The first network of every
-path under each bound is fine-tuned equally long and scored on the 10,000 test images. Nothing is chosen by that: all
-points are in the record. CIFAR-10 (JPEG q75), crops and flips, networks of `quarter.py`. Goes on where it broke off.
+One network is trained per seed. Ours cuts it round by round until a quarter of its MACs are left; torch-pruning gets to
+half and to a quarter in as many rounds as our masks, with as many epochs, and cuts by equal factors of MACs on the way.
+The networks with half and a quarter are fine-tuned equally long and scored on the 10,000 test images. Nothing is chosen
+by that: all points are in the record. CIFAR-10 (JPEG q75), crops and flips, networks of `quarter.py`. Goes on where it
+broke off.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,16 @@ def data_file(work: Path, limit: int) -> Path:
         work.mkdir(parents=True, exist_ok=True)
         cifar_jpeg.convert(SHARED / "cifar10_jpegq75.npz", path, train=limit)
     return path
+
+
+def targets(rounds: Sequence[int]) -> list[float]:
+    """Return the MACs after each round as shares: `SHARES` after the rounds given, equal factors between them."""
+    knots = [(0, 1.0), *zip(rounds, SHARES, strict=True)]
+    return [
+        first * (last / first) ** ((number - begin) / (end - begin))
+        for (begin, first), (end, last) in itertools.pairwise(knots)
+        for number in range(begin + 1, end + 1)
+    ]
 
 
 def macs_of(net: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -125,16 +138,15 @@ class Bench:
 
         Args:
             method: which of its rules.
-            rounds: how many came before each of our points; the last is the length of the path.
+            rounds: how many came before each of our points.
         """
         net = in_layout(self.trained(), self.shape)
         whole, dense, labels = macs_of(net, self.shape), self._probabilities(net), self._labels()
         pruner, points = self._pruner(net, method), []
-        for number in range(1, rounds[-1] + 1):
+        for number, target in enumerate(targets(rounds), start=1):
             if "Taylor" in method:
                 self._gradient(net)
-            bound = whole * SHARES[-1] ** (number / rounds[-1])
-            while macs_of(net, self.shape) > bound:
+            while macs_of(net, self.shape) > target * whole:
                 pruner.step()
             regular = pruner if "group norm" in method else None
             self._train(net, self.given.epochs, 1 + number, regular)

@@ -141,8 +141,8 @@ def continue_compression(
 def front(path: str | os.PathLike[str], max_macs: Sequence[int], *, epochs: int | None = None) -> list[dict[str, Any]]:
     """Score several networks of a finished path: how much does each size cost? Writes front.json.
 
-    For each bound the first network of the path under it is fine-tuned and scored on the test split; nothing is chosen
-    by that.
+    For each bound, the network at which the path would have ended with that limit on MACs alone is fine-tuned and
+    scored on the test split; nothing is chosen by that.
 
     Args:
         path: a finished compression, of a network that has a name or a file.

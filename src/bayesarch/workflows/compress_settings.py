@@ -62,6 +62,16 @@ class CompressLimits(Config):
     max_drop: float | None = Field(default=None, ge=0, lt=1)
     """Most accuracy on the selection split that may be lost; without any limit 0.01."""
 
+    @property
+    def counted(self) -> bool:
+        """Return whether there are limits on cost, all of it counted and not measured."""
+        return self.max_latency_ms is None and not (self.max_params is None and self.max_macs is None)
+
+    def kept(self, costs: Mapping[str, Any]) -> bool:
+        """Return whether params, macs and latency_ms are within those limits that there are."""
+        bounds = {"params": self.max_params, "macs": self.max_macs, "latency_ms": self.max_latency_ms}
+        return all(bound is None or costs[key] <= bound for key, bound in bounds.items())
+
 
 @dataclass(frozen=True)
 class CompressSettings:

@@ -30,7 +30,7 @@ from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, unit
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder, write_atomically
-from bayesarch.workflows.compress_settings import CompressSettings
+from bayesarch.workflows.compress_settings import CompressLimits, CompressSettings
 from bayesarch.workflows.compression_scores import Judge, layer_table, nonzero
 from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
@@ -43,6 +43,17 @@ PATIENCE = 4
 """Rounds in a row below the accuracy wanted after which the path ends."""
 TRIES = 4
 """Networks of the path that are fine-tuned at most, from the smallest one on, until one is good enough."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a path stands before a round: its number from 0, units, network, what masks have learned, next lambda."""
+
+    number: int
+    keep: Tensor
+    net: nn.Module
+    known: Tensor | None
+    lam: float
 
 
 @dataclass
@@ -195,57 +206,73 @@ class Compression:
 
     def _walk(self) -> list[dict[str, Any]]:
         """Cut and train, round by round, until the limits are met or nothing good is left; return all rounds."""
-        config, records = self.settings.compress, self.folder.read_metrics()
+        records = self.folder.read_metrics()
         self.folder.keep_metrics(len(records))
-        keep, net, lam, known = self.units.present(), self.dense, config.lam, None
-        if records:
-            keep, net, known = self._at(records[-1]["epoch"] - 1)
-            lam = records[-1]["next_lam"]
-        net = copy.deepcopy(net)
+        place = self._before(records, len(records))
         while not self._over(records):
-            number = len(records)
-            units, began = self.units.after(keep), time.monotonic()
-            stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
-            asked = Asked(self.splits["weights"], config, lam, stream, known, self._enough(keep))
-            cut = cut_of_round(net, units, self.free & keep, asked)
-            lam, asked = cut.lam, replace(asked, lam=cut.pays)
-            _set_to_zero(net, cut.zeros)
-            if cut.dead:
-                keep = keep & cut.keep
-                net = cut_units(net, units, keep)
-            trainer = self._trainer(net, f"round-{number}", 1 + number, keep)
-            trainer.pressure = pressure_of_round(trainer.net, self.units.after(keep), self.free & keep, asked)
-            trainer.share = config.penalty_share
-            net = self._run(trainer).net
-            known = None if trainer.pressure is None else trainer.pressure.learned()
-            score = trainer.selection()
-            params, macs = self.units.cost(keep)
-            record: dict[str, Any] = {
-                "epoch": number + 1,
-                "stage": "compress",
-                "lam": lam,
-                "paid_lam": cut.pays,
-                "next_lam": lam * config.growth if cut.spent else lam,
-                "dead": cut.dead,
-                "units": int((keep & self.free).sum()),
-                "params": params,
-                "macs": macs,
-                "selection_accuracy": score.accuracy,
-                "selection_loss": score.loss,
-                "seconds": time.monotonic() - began,
-            }
-            if config.also:
-                record["nonzero"] = sum(nonzero(net, units).values())
-            if self.settings.limits.max_latency_ms is not None:
-                record["latency_ms"] = self._latency(net, keep)
-            _write_state(self.folder.path / "rounds" / f"{number:03d}.safetensors", net, keep, known)
+            place, record = self._round(place, self.settings.limits, f"round-{place.number}")
+            where = self.folder.path / "rounds" / f"{place.number - 1:03d}.safetensors"
+            _write_state(where, place.net, place.keep, place.known)
             self.folder.append_metrics(record)
             self.listener.on_round(record)
             records.append(record)
-            lam = record["next_lam"]
             if self.stop.is_set():
                 raise Interrupted
         return records
+
+    def _before(self, records: Sequence[Mapping[str, Any]], number: int) -> _Place:
+        """Return where the path stood before a round."""
+        if number == 0:
+            return _Place(0, self.units.present(), copy.deepcopy(self.dense), None, self.settings.compress.lam)
+        return _Place(number, *self._at(number - 1), records[number - 1]["next_lam"])
+
+    def _round(self, place: _Place, limits: CompressLimits, what: str) -> tuple[_Place, dict[str, Any]]:
+        """Cut and train once, cut no more than the limits ask for; return where that leads, and what to say of it."""
+        config, number, keep, net = self.settings.compress, place.number, place.keep, place.net
+        units, began = self.units.after(keep), time.monotonic()
+        stream = Streams(self.settings.seed, self.device)[f"round/{number}"]
+        asked = Asked(self.splits["weights"], config, place.lam, stream, place.known, self._enough(keep, limits))
+        cut = cut_of_round(net, units, self.free & keep, asked)
+        _set_to_zero(net, cut.zeros)
+        if cut.dead:
+            keep = keep & cut.keep
+            net = cut_units(net, units, keep)
+        trainer = self._trainer(net, what, 1 + number, keep)
+        asked = replace(asked, lam=cut.pays)
+        trainer.pressure = pressure_of_round(trainer.net, self.units.after(keep), self.free & keep, asked)
+        trainer.share = config.penalty_share
+        net = self._run(trainer).net
+        known = None if trainer.pressure is None else trainer.pressure.learned()
+        score = trainer.selection()
+        params, macs = self.units.cost(keep)
+        record: dict[str, Any] = {
+            "epoch": number + 1,
+            "stage": "compress",
+            "lam": cut.lam,
+            "paid_lam": cut.pays,
+            "next_lam": cut.lam * config.growth if cut.spent else cut.lam,
+            "dead": cut.dead,
+            "units": int((keep & self.free).sum()),
+            "params": params,
+            "macs": macs,
+            "selection_accuracy": score.accuracy,
+            "selection_loss": score.loss,
+            "seconds": time.monotonic() - began,
+        }
+        if config.also:
+            record["nonzero"] = sum(nonzero(net, units).values())
+        if limits.max_latency_ms is not None:
+            record["latency_ms"] = self._latency(net, keep)
+        return _Place(number + 1, keep, net, known, record["next_lam"]), record
+
+    def _enough(self, keep: Tensor, limits: CompressLimits) -> Callable[[Tensor], bool]:
+        """Return how `Asked` is told that limits are kept: by counted cost, if that is all there are limits on."""
+
+        def enough(gone: Tensor) -> bool:
+            params, macs = self.units.cost(keep & ~gone)
+            return limits.counted and limits.kept({"params": params, "macs": macs})
+
+        return enough
 
     def _latency(self, net: nn.Module, keep: Tensor) -> float:
         final = pick_inputs(copy.deepcopy(net), self.units.after(keep), keep)
@@ -264,27 +291,12 @@ class Compression:
         if not records:
             return False
         if self.settings.sized:
-            done = self._small_enough(records[-1])
+            done = self.settings.limits.kept(records[-1])
         else:
             last = records[-PATIENCE:]
             done = len(last) == PATIENCE and not any(self._good(r["selection_accuracy"], 2.0) for r in last)
         nothing_left = records[-1]["units"] <= 1
         return done or nothing_left or len(records) >= self.settings.compress.rounds
-
-    def _small_enough(self, record: Mapping[str, Any]) -> bool:
-        limits = self.settings.limits
-        bounds = {"params": limits.max_params, "macs": limits.max_macs, "latency_ms": limits.max_latency_ms}
-        return all(bound is None or record[key] <= bound for key, bound in bounds.items())
-
-    def _enough(self, keep: Tensor) -> Callable[[Tensor], bool]:
-        """Return how `Asked` is told that the limits are kept: by counted cost, if that is all there are limits on."""
-        counted = self.settings.sized and self.settings.limits.max_latency_ms is None
-
-        def enough(gone: Tensor) -> bool:
-            params, macs = self.units.cost(keep & ~gone)
-            return counted and self._small_enough({"params": params, "macs": macs})
-
-        return enough
 
     def _good(self, accuracy: float, slack: float = 1.0) -> bool:
         drop = self.settings.drop
@@ -292,7 +304,7 @@ class Compression:
 
     def _finish(self, records: list[dict[str, Any]]) -> None:
         """Fine-tune the smallest networks of the path until one is good enough, and write what is to be said of it."""
-        known = [r for r in records if self._small_enough(r)]
+        known = [r for r in records if self.settings.limits.kept(r)]
         hopeful = sorted((r for r in known if self._good(r["selection_accuracy"], 2.0)), key=lambda r: r["macs"])
         if self.settings.sized and self.settings.drop is None:
             hopeful = sorted(known, key=lambda r: -r["selection_accuracy"])[:1]
@@ -370,18 +382,27 @@ class Compression:
         whole = judge.score("dense", self.dense.eval(), every)
         rows = [{**whole[0], "round": 0, "layers": layer_table(self.units, every)}]
         for bound in bounds:
-            record = next((r for r in self.folder.read_metrics() if r["macs"] <= bound), None)
-            if record is None:
-                raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
-            keep, net, _ = self._at(record["epoch"] - 1)
-            trainer = self._trainer(net, f"front-{record['epoch']}", 50_000 + record["epoch"], keep, epochs=epochs)
+            net, keep, epoch = self._first_under(bound)
+            trainer = self._trainer(net, f"front-{bound}", 50_000 + epoch, keep, epochs=epochs)
             self._run(trainer)
             left = nonzero(trainer.net, self.units) if self.settings.compress.also else None
             small = pick_inputs(trainer.net, self.units.after(keep), keep).eval()
             row, p = judge.score(f"at most {bound}", small, keep)
             table, gap = layer_table(self.units, keep, left), judge.difference(p, whole[1])
-            rows.append({**row, "round": record["epoch"], "layers": table, "difference": gap})
+            rows.append({**row, "round": epoch, "layers": table, "difference": gap})
         return rows
+
+    def _first_under(self, bound: int) -> tuple[nn.Module, Tensor, int]:
+        """Return where a path would have ended whose only limit is a bound on MACs: network, units, rounds."""
+        records, limits = self.folder.read_metrics(), CompressLimits(max_macs=bound)
+        epoch = next((r["epoch"] for r in records if r["macs"] <= bound), None)
+        if epoch is None:
+            raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
+        if limits == self.settings.limits:
+            keep, net, _ = self._at(epoch - 1)
+            return net, keep, epoch
+        place, _ = self._round(self._before(records, epoch - 1), limits, f"front-{bound}-round")
+        return place.net, place.keep, epoch
 
 
 def _reset(settings: CompressSettings, shape: tuple[int, int, int], classes: int, streams: Streams) -> nn.Module:
