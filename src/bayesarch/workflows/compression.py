@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -29,8 +28,9 @@ from bayesarch.functional import Streams, seeded
 from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
-from bayesarch.runs import RunFolder, write_atomically
+from bayesarch.runs import RunFolder
 from bayesarch.workflows.compress_settings import CompressLimits, CompressSettings
+from bayesarch.workflows.compression_files import load_weights, read_state, write_state
 from bayesarch.workflows.compression_scores import Judge, layer_table, nonzero
 from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
@@ -65,26 +65,6 @@ class CompressionListener:
     on_round: Callable[[dict[str, Any]], None] = lambda record: None
 
 
-def _load_weights(net: nn.Module, path: str) -> None:
-    """Fill a network.
-
-    Raises:
-        ConfigError: if there is no such file, or it is not this network's.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"compress.weights: no file {path}")
-    try:
-        state: Any = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-        net.load_state_dict(state.get("state_dict", state))
-    except Exception as error:  # whatever another program wrote
-        raise ConfigError(f"compress.weights: {path} does not fill this network: {error}") from None
-
-
 class Compression:
     """A compression: what it starts from, and where it stands.
 
@@ -105,7 +85,7 @@ class Compression:
         self.trained = module is not None
         self.dense = copy.deepcopy(module) if module is not None else named_network(str(name), self.shape, self.classes)
         if settings.compress.weights is not None:
-            _load_weights(self.dense, settings.compress.weights)
+            load_weights(self.dense, settings.compress.weights)
             self.trained = True
         self.units = units_of(self.dense, self.shape)
         self.free = self.units.free.clone()
@@ -191,7 +171,7 @@ class Compression:
             self._refuse_the_dead(trainer.selection().accuracy)
         self.dense = in_layout(self.dense.to(self.device), self.shape)
         if not path.exists():
-            _write_state(path, self.dense)
+            write_state(path, self.dense)
         self.dense_score = self._trainer(self.dense, "look", 0, epochs=1).selection()
 
     def _refuse_the_dead(self, accuracy: float) -> None:
@@ -212,7 +192,7 @@ class Compression:
         while not self._over(records):
             place, record = self._round(place, self.settings.limits, f"round-{place.number}")
             where = self.folder.path / "rounds" / f"{place.number - 1:03d}.safetensors"
-            _write_state(where, place.net, place.keep, place.known)
+            write_state(where, place.net, place.keep, place.known)
             self.folder.append_metrics(record)
             self.listener.on_round(record)
             records.append(record)
@@ -280,10 +260,9 @@ class Compression:
 
     def _at(self, number: int) -> tuple[Tensor, nn.Module, Tensor | None]:
         """Return what a round left: its units, the network, trained in it, and what its masks have learned, if any."""
-        state = safetensors.torch.load_file(self.folder.path / "rounds" / f"{number:03d}.safetensors")
-        keep, known = state.pop("keep").bool(), state.pop("known", None)
+        state, keep, known = read_state(self.folder.path / "rounds" / f"{number:03d}.safetensors")
         net = cut_units(self.dense, self.units, keep)
-        net.load_state_dict({name.removeprefix("net/"): tensor for name, tensor in state.items()})
+        net.load_state_dict(state)
         return keep, net.to(self.device), known
 
     def _over(self, records: list[dict[str, Any]]) -> bool:
@@ -340,7 +319,7 @@ class Compression:
         accuracy = trainer.selection().accuracy
         left = nonzero(trainer.net, self.units) if self.settings.compress.also else None
         small = pick_inputs(trainer.net, self.units.after(keep), keep).eval()
-        _write_state(self.folder.path / "networks" / "small.safetensors", small, keep)
+        write_state(self.folder.path / "networks" / "small.safetensors", small, keep)
         sizes = [(self.folder.path / "networks" / f"{n}.safetensors").stat().st_size for n in ("dense", "small")]
         nets = {"dense": self.dense.eval(), "small": small}
         every = torch.ones(self.units.count, dtype=torch.bool)
@@ -417,14 +396,3 @@ def _set_to_zero(net: nn.Module, stays: Mapping[str, Tensor]) -> None:
     parameters = dict(net.named_parameters())
     for name, mask in stays.items():
         parameters[name].mul_(mask.to(parameters[name]))
-
-
-def _write_state(path: Path, net: nn.Module, keep: Tensor | None = None, known: Tensor | None = None) -> None:
-    """Write a network's tensors, which units it has, and what masks have learned, whole or not at all."""
-    prefix = "" if keep is None else "net/"
-    state = {f"{prefix}{name}": tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    if keep is not None:
-        state["keep"] = keep.to(torch.uint8)
-    if known is not None:
-        state["known"] = known
-    write_atomically(path, safetensors.torch.save(state))
