@@ -50,6 +50,7 @@ def _row(name: str, points: list[dict]) -> list[str]:
 
 def _network(name: str, record: dict, table: Table, machine: Machine) -> str:
     runs = record["runs"]
+    limits = ", ".join(f"{point['bound'] / 1000:g}" for point in runs[0]["points"])
     body = [_row("whole", list({run["seed"]: run["dense"] for run in runs}.values()))]
     for method in METHODS:
         mine = [run for run in runs if run["method"] == method]
@@ -63,8 +64,9 @@ def _network(name: str, record: dict, table: Table, machine: Machine) -> str:
     shrunk = statistics.fmean(a["bytes"] / b["bytes"] for a, b in sizes) if sizes else 0
     smaller = f"The files of the smallest ones (evidence) are {shrunk:.1f} times smaller.\n\n" if sizes else ""
     return (
-        f"### {name}, MNIST\n\nThe first network of a path under each of a few bounds on MACs, fine-tuned; test split, "
-        "n = 10,000; nothing is chosen by it. One MAC is two FLOPs; biases are not counted. Mean ± standard deviation "
+        f"### {name}, MNIST\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (points clearly "
+        "below a limit are older: the first network of a path under it); test split, n = 10,000; nothing is chosen by it. "
+        "One MAC is two FLOPs; biases are not counted. Mean ± standard deviation "
         "over seeds; differences are paired by example, with the widest 90 % interval of the seeds. All methods start "
         "from the same networks and train as many epochs in a round and at the end; *rounds* is how many came before."
         f"{published}\n\n{table(head, body)}\n\n{smaller}{machine(record)}\n"
@@ -107,9 +109,9 @@ def pruning_part(record: dict | None, table: Table, machine: Machine) -> list[st
     return [
         f"### Against torch-pruning, {given['limit']:,} images of CIFAR-10 (JPEG q75), a quarter of the width\n\n"
         f"torch-pruning {record['environment']['torch-pruning']}. Every seed's whole network is trained for {given['dense']} "
-        f"epochs; a round has {given['epochs']}, the end {given['finetune']}. torch-pruning's paths have as many rounds as "
-        "our masks', each cutting MACs by an equal factor, and the same training; points are the first network of a "
-        "path under a half and a quarter of the MACs, fine-tuned. Test split, n = 10,000; nothing is chosen by it. Mean ± standard "
+        f"epochs; a round has {given['epochs']}, the end {given['finetune']}. torch-pruning's paths take as many rounds "
+        "as our masks' to half and to a quarter of the MACs, cutting by equal factors on the way, with the same training; "
+        "points are the networks with half and a quarter, fine-tuned. Test split, n = 10,000; nothing is chosen by it. Mean ± standard "
         "deviation over seeds.\n",
         *tables,
         f"{machine(record)}\n",
