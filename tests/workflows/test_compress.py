@@ -91,6 +91,19 @@ def test_a_limit_that_is_kept_does_not_hold_up_one_on_latency(made, tmp_path, mo
     assert run.summary["params"] <= 12_000 < run.metrics[-2]["params"] < run.summary["rows"][0]["params"] <= 51_000
 
 
+def test_nothing_is_cut_of_a_network_that_keeps_the_limits_and_that_is_said(made, tmp_path, capsys):
+    run = ba.compress(
+        "lenet-300-100", "digits", weights=made.folder.path / "networks" / "dense.safetensors", method="magnitude",
+        max_params=51_000, max_macs=51_000, set=SMALL | {"train.epochs": 1}, out=tmp_path / "a",
+    )  # fmt: skip
+    assert len(run.metrics) == 1
+    assert run.summary["params"] == made.summary["rows"][0]["params"]
+    print_compression(run)
+    assert "nothing was cut: the network keeps the limits as it is" in capsys.readouterr().out
+    print_compression(made)
+    assert "nothing was cut" not in capsys.readouterr().out
+
+
 def test_layers_add_up(made):
     table = made.summary["layers"]
     assert sum(row["after"]["macs"] for row in table) == made.summary["macs"]

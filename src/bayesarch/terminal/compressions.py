@@ -76,6 +76,8 @@ def print_compression(run: Any) -> None:
         f"accuracy {gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}), test split, n = {summary['n']}, "
         "90 %, paired by example"
     )
+    if len({row["params"] for row in summary["rows"]}) == 1:
+        print("nothing was cut: the network keeps the limits as it is, and was only trained on")
     if summary.get("also"):
         after = [row["after"] for row in summary["layers"]]
         left, of = sum(row["nonzero"] for row in after), sum(math.prod(row["shape"]) for row in after)
