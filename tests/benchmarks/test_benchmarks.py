@@ -110,6 +110,16 @@ def test_judge_knows_calibrated_from_sharp_runs():
     assert honest["interval_coverage_at_90"] > 0.88
 
 
+def test_targets_meet_both_bounds_in_the_rounds_given_by_equal_factors():
+    from against_pruning import SHARES, targets
+
+    shares = targets([7, 11])
+    assert len(shares) == 11
+    assert (shares[6], shares[10]) == (SHARES[0], SHARES[1])
+    for part, steps, factor in (([1.0, *shares[:7]], 7, 0.5), (shares[6:], 4, 0.5)):
+        np.testing.assert_allclose(np.divide(part[1:], part[:-1]), factor ** (1 / steps))
+
+
 def test_cifar_adapter(shared_data, tmp_path):
     """Official order and labels; the first image of the training set is a frog, and JPEG keeps it recognisable."""
     source = shared_data / "cifar10_jpegq75.npz"
