@@ -167,6 +167,38 @@ def test_networks_that_cannot_be_written_out_say_so():
         source_of(Odd(), "Member0")
 
 
+def test_what_forward_takes_beside_the_images_is_as_its_defaults_are_in_the_text():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x, mask=None, *, twice: bool = True):
+            h = self.a(x) if mask is None else self.a(x) * mask
+            return self.b(h + h if twice else h)
+
+    net, names = Masked(), {"nn": nn, "torch": torch}
+    text, tensors = source_of(net, "Plain")
+    exec(text, names)
+    made = names["Plain"]()
+    made.load_state_dict(tensors)
+    x = torch.rand(5, 4)
+    assert torch.equal(made(x), net(x))
+    assert net.training
+
+
+def test_a_file_that_does_not_run_is_named_and_not_kept(tmp_path, monkeypatch):
+    form = workflow.FORMATS["source"]
+
+    def answer(raw):
+        raise TypeError("no such sum")
+
+    monkeypatch.setattr(form, "read", lambda path: answer)
+    with pytest.raises(RunError, match=r"source: the file does not run \(TypeError: no such sum\), so nothing was"):
+        workflow._write(form, "source", tmp_path / "model.py", predictor(members=1), images())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_search_is_exported_and_remembers_it(tmp_path):
     sizes = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0}
     run = ba.search("digits", method="gdas", limit=300, set=sizes, out=tmp_path / "run")

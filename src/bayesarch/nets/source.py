@@ -4,9 +4,10 @@ import keyword
 import re
 from typing import NamedTuple
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bayesarch.errors import ConfigError
+from bayesarch.nets.tracing import trace
 
 __all__ = ["Source", "source_of"]
 
@@ -29,16 +30,12 @@ def source_of(net: nn.Module, name: str) -> Source:
     Raises:
         ConfigError: if its code cannot be traced by torch.fx, or uses layers from outside torch.nn.
     """
-    modes = [(module, module.training) for module in net.modules()]
     try:
-        graph = fx.Tracer().trace(net.eval())
+        graph = trace(net)
     except Exception as error:  # whatever somebody's own code does with a proxy
         raise ConfigError(
             f"this network's code cannot be written out ({type(error).__name__}: {error}); export as onnx or program"
         ) from None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     made: list[str] = []
     tensors: dict[str, Tensor] = {}
     known: dict[str, str] = {}

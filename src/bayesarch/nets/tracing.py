@@ -8,7 +8,17 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-__all__ = ["Chain", "Sourced", "gateable", "graph_of", "is_depthwise", "norm_pairs", "producers", "segments_of"]
+__all__ = [
+    "Chain",
+    "Sourced",
+    "gateable",
+    "graph_of",
+    "is_depthwise",
+    "norm_pairs",
+    "producers",
+    "segments_of",
+    "trace",
+]
 
 CHANNELWISE = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Hardswish, nn.Identity,
@@ -64,9 +74,17 @@ def segments_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def graph_of(net: nn.Module) -> fx.Graph | None:
-    """Return the network's graph in eval mode, its layers as calls; None where its code cannot be traced.
+    """Return what `trace` does; None where the network's code cannot be traced."""
+    try:
+        return trace(net)
+    except Exception:  # whatever the user's code does with a proxy
+        return None
 
-    What `forward` takes beside the images is as its defaults are.
+
+def trace(net: nn.Module) -> fx.Graph:
+    """Return the network's graph in eval mode, its layers as calls.
+
+    What `forward` takes beside the images is as its defaults are. Raises whatever its code does when it meets a proxy.
     """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -77,8 +95,6 @@ def graph_of(net: nn.Module) -> fx.Graph | None:
         for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
             _erase(graph, node)
         return graph
-    except Exception:  # whatever the user's code does with a proxy
-        return None
     finally:
         for module, mode in modes:
             module.training = mode

@@ -117,8 +117,14 @@ def _write(form: _Form, name: str, file: Path, predictor: Predictor, images: np.
         form.write(part, predictor)
         expected = predictor.predict_proba(images)
         raw = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
-        run = form.read(part)
-        answers = [run(raw[:1]), run(raw)]  # any number of images must do
+        try:
+            run = form.read(part)
+            answers = [run(raw[:1]), run(raw)]  # any number of images must do
+        except Exception as error:  # whatever somebody's own code has become
+            raise RunError(
+                f"{name}: the file does not run ({type(error).__name__}: {error}), so nothing was written; try another "
+                "--format"
+            ) from error
         difference = float(max(np.abs(answers[1] - expected).max(), np.abs(answers[0] - expected[:1]).max()))
         if not difference <= TOLERANCE:
             raise RunError(
