@@ -64,8 +64,9 @@ def _network(name: str, record: dict, table: Table, machine: Machine) -> str:
     shrunk = statistics.fmean(a["bytes"] / b["bytes"] for a, b in sizes) if sizes else 0
     smaller = f"The files of the smallest ones (evidence) are {shrunk:.1f} times smaller.\n\n" if sizes else ""
     return (
-        f"### {name}, MNIST\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (points clearly "
-        "below a limit are older: the first network of a path under it); test split, n = 10,000; nothing is chosen by it. "
+        f"### {name}, MNIST\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (one channel may "
+        "be a tenth of what is left; perceptrons' points clearly below a limit are older: the first network of a path "
+        "under it); test split, n = 10,000; nothing is chosen by it. "
         "One MAC is two FLOPs; biases are not counted. Mean ± standard deviation "
         "over seeds; differences are paired by example, with the widest 90 % interval of the seeds. All methods start "
         "from the same networks and train as many epochs in a round and at the end; *rounds* is how many came before."
