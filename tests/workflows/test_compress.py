@@ -104,6 +104,17 @@ def test_nothing_is_cut_of_a_network_that_keeps_the_limits_and_that_is_said(made
     assert "nothing was cut" not in capsys.readouterr().out
 
 
+def test_where_accuracy_alone_is_limited_the_path_goes_on_as_long_as_it_holds(made, tmp_path):
+    run = ba.compress(
+        "lenet-300-100", "digits", weights=made.folder.path / "networks" / "dense.safetensors", method="magnitude",
+        max_drop=0.05, set=SMALL | {"train.epochs": 1, "compress.rounds": 6}, out=tmp_path / "a",
+    )  # fmt: skip
+    sizes = [record["params"] for record in run.metrics]
+    assert all(later < earlier for earlier, later in itertools.pairwise(sizes))
+    assert run.summary["params"] < made.summary["rows"][0]["params"] / 2
+    assert run.summary["selection"]["small"] >= run.summary["selection"]["dense"] - 0.05
+
+
 def test_layers_add_up(made):
     table = made.summary["layers"]
     assert sum(row["after"]["macs"] for row in table) == made.summary["macs"]
