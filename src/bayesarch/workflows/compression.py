@@ -373,14 +373,12 @@ class Compression:
 
     def _first_under(self, bound: int) -> tuple[nn.Module, Tensor, int]:
         """Return where a path would have ended whose only limit is a bound on MACs: network, units, rounds."""
-        records, limits = self.folder.read_metrics(), CompressLimits(max_macs=bound)
+        records = self.folder.read_metrics()
         epoch = next((r["epoch"] for r in records if r["macs"] <= bound), None)
         if epoch is None:
             raise RunError(f"{self.folder.path}: no network of the path has at most {bound:,} MACs")
-        if limits == self.settings.limits:
-            keep, net, _ = self._at(epoch - 1)
-            return net, keep, epoch
-        place, _ = self._round(self._before(records, epoch - 1), limits, f"front-{bound}-round")
+        before, limits = self._before(records, epoch - 1), CompressLimits(max_macs=bound)
+        place, _ = self._round(before, limits, f"front-{bound}-round")
         return place.net, place.keep, epoch
 
 
