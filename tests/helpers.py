@@ -1,4 +1,4 @@
-"""A small search on the planted problem, for tests of the engine."""
+"""What tests of several rooms need: a small search on the planted problem, examples of a run's split."""
 
 from pathlib import Path
 
@@ -47,3 +47,11 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
 
 def posterior_of(engine: Engine):
     return engine.method.posterior(engine.state)
+
+
+def split_of(run, name):
+    """Return images and labels of one of the splits that a run trained and was scored on."""
+    config = DataConfig(**run.config["data"])
+    examples = load(config)
+    images, labels = split(examples, config).for_training().take(examples, name)
+    return images, labels

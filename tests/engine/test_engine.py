@@ -13,7 +13,7 @@ from bayesarch.errors import CheckpointError, DeviceError, NumericalError
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
-from bayesarch.nets.cells import ConvStack
+from bayesarch.nets.conv_stack import ConvStack
 from bayesarch.spaces import NB201, TOY, Architecture
 from helpers import make_engine, posterior_of
 

@@ -130,7 +130,7 @@ def test_only_options_that_are_used_are_computed(method, tmp_path, monkeypatch):
         convolutions.append(out.numel() * weight[0].numel())
         return out
 
-    monkeypatch.setattr("bayesarch.nets.cells.F.conv2d", spy)
+    monkeypatch.setattr("bayesarch.nets.conv_stack.F.conv2d", spy)
     batches = {name: feeder.next() for name, feeder in engine.feeders.items()}
     passes = 2 if method == "gdas" else 1
     engine.method.step(engine.state, engine.net, batches, streams=engine.streams, clock=engine._clock())
@@ -151,7 +151,7 @@ def test_partial_channels_are_counted_as_they_are_computed(tmp_path, monkeypatch
         convolutions.append(out.numel() * weight[0].numel())
         return out
 
-    monkeypatch.setattr("bayesarch.nets.cells.F.conv2d", spy)
+    monkeypatch.setattr("bayesarch.nets.conv_stack.F.conv2d", spy)
     engine.net(torch.zeros(3, 1, 8, 8), engine.method.gates(engine.state))
     linear = engine.net.head[-1]
     assert engine.net.macs_spent == sum(convolutions) + 3 * linear.in_features * linear.out_features

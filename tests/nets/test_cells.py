@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
 from bayesarch.nets import PathDrop, Supernet, build
-from bayesarch.nets.cells import mixed
 from bayesarch.nets.operations import Halving, operation_module
+from bayesarch.nets.pieces import mixed
 from bayesarch.spaces import BAYESNAS_CELL, DARTS, Architecture, tree_cell
 
 SIZES = {"channels": 4, "layers": 3}

@@ -89,7 +89,7 @@ def test_one_row_stacks_pass_a_contiguous_scale(monkeypatch, generator):
     net = double_net(generator, cells=1)
     arch = Architecture.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", NB201)
     net.prune(net.one_hot(arch)[0, 0] > 0)
-    monkeypatch.setattr("bayesarch.nets.cells.F.batch_norm", spy)
+    monkeypatch.setattr("bayesarch.nets.conv_stack.F.batch_norm", spy)
     net(torch.zeros(2, 2, 6, 6, dtype=torch.float64), torch.ones(1, 1, 30, dtype=torch.float64))
     assert seen
     assert all(seen)

@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from typer.testing import CliRunner
 
 import bayesarch as ba
-from bayesarch.cli import app
 from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.ensembles import SELECTIONS, Mixture, fit_mixture
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
-from bayesarch.workflows import processes
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.rewrite import rewrite
 from bayesarch.workflows.whole import RunListener
+from helpers import split_of
 
 SMALL = {
     "train.epochs": 2, "ensemble.reference": False, "ensemble.restart_epochs": 4, "ensemble.shared_epochs": 4,
@@ -41,38 +39,6 @@ def made(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("ensemble") / "neighbours"
     given = {**SMALL, "ensemble.reference": True}
     return ba.ensemble(run, members=3, candidates="neighbours", set=given, out=out, seed=1)
-
-
-@pytest.fixture
-def fog_alone(monkeypatch):
-    """One corruption instead of 45: all of them are in the evaluation that is looked at."""
-    whole = workflow.evaluate
-    monkeypatch.setattr(workflow, "evaluate", lambda path: whole(path, corruptions=["fog"], severities=[2]))
-
-
-class Here:
-    """A job that is done when it is asked for, in this process; jobs in their own have tests of their own."""
-
-    def __init__(self, path, command, environment):
-        done = CliRunner().invoke(app, command[3:])
-        with (path / "process.txt").open("a") as log:
-            log.write(str(done.exception or ""))
-        self.returncode = 0 if done.exception is None else 2
-
-    def poll(self):
-        return self.returncode
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(processes, "_local", Here)
-
-
-def split_of(run, name):
-    config = DataConfig(**run.config["data"])
-    examples = load(config)
-    images, labels = split(examples, config).for_training().take(examples, name)
-    return images, labels
 
 
 def test_members_are_trainings_of_their_own_with_own_seeds(run, made):
@@ -274,37 +240,6 @@ def test_wrong_settings_are_named_before_anything_is_written(run, made, tmp_path
     assert not (tmp_path / "a").exists()
 
 
-def test_an_ensemble_of_channel_masks_is_trained_from_scratch(tmp_path, fog_alone, here):
-    given = {"space.width": 4, "space.blocks": 1, "engine.epochs": 2, "method.candidates": 3, "method.controls": 0}
-    run = ba.search("digits", method="pgnas", space="shake-shake", limit=400, set=given, out=tmp_path / "search")
-    done = ba.ensemble(run, members=2, candidates="samples", set=SMALL, out=tmp_path / "a")
-    images, _ = split_of(done, "test")
-    assert done.predict_proba(images).shape == (len(images), 10)
-    for member in done.members:
-        assert sum(p.numel() for p in member.network().parameters()) == member.summary["params"]
-    with pytest.raises(ConfigError, match="take --from samples"):
-        ba.ensemble(run, candidates="bpnas", out=tmp_path / "b")
-    assert not (tmp_path / "b").exists()
-
-
-def test_an_ensemble_of_perceptrons_on_a_table(tmp_path, here):
-    from sklearn.datasets import load_wine
-
-    from bayesarch.data import as_examples
-
-    x, y = load_wine(return_X_y=True)
-    examples = as_examples(x.astype(np.float32), y)
-    run = ba.search(examples, space="mlp", method="darts", set={"engine.epochs": 3}, out=tmp_path / "search")
-    done = ba.ensemble(run, examples, members=2, candidates="samples", set={"train.epochs": 30}, out=tmp_path / "a")
-    assert not (tmp_path / "a" / "reference").exists(), "a ResNet is for images"
-    record = done.folder.read_json("evaluation.json")
-    assert record["corruptions"] == []
-    assert record["ood"]["name"] == "test rows, every column shuffled by itself"
-    assert record["rows"][0]["accuracy"]["value"] > 0.7
-    (row,) = ba.export(done, format="source")
-    assert row["difference"] < 1e-5
-
-
 def test_evaluated_runs_are_compared_by_example(made, tmp_path):
     member = made.members[0]
     ba.evaluate(member.path, corruptions=[])
@@ -370,22 +305,6 @@ def test_halves_split_every_class():
     assert sorted([*first, *second]) == list(range(10))
     assert np.bincount(labels[first], minlength=3).tolist() == [3, 2, 1]
     assert np.bincount(labels[second], minlength=3).tolist() == [2, 2, 0]
-
-
-def test_an_ensemble_on_arrays_keeps_them(tmp_path, fog_alone):
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images, labels = digits.images[:400].astype(np.float32), digits.target[:400]
-    sizes = {"space.channels": 2, "engine.epochs": 1, "engine.closing_epochs": 0}
-    run = ba.search((images, labels), method="gdas", set=sizes, out=tmp_path / "search")
-    from bayesarch.data import as_examples
-
-    done = ba.ensemble(run, as_examples(images, labels), members=1, candidates="deepens",
-                       set={"train.epochs": 1, "ensemble.reference": False}, out=tmp_path / "a")  # fmt: skip
-    assert done.summary["rows"][0]["name"] == "network"
-    assert (tmp_path / "a" / "examples.npz").exists()
-    assert done.predict_proba(images[:3]).shape == (3, 10)
 
 
 def test_splits_of_members_and_evaluation_are_those_of_the_search(run, made):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesarch.data import Batch, Split
 from bayesarch.nets import Supernet
-from bayesarch.nets.cells import ConvStack
+from bayesarch.nets.conv_stack import ConvStack
 
 __all__ = ["Score", "batch_loss", "batch_statistics", "norm_momentum", "norms_of", "recalibrate", "score"]
 

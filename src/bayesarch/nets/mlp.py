@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets.cells import Growth
+from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.cells import Piece
 from bayesarch.nets.depthwise import depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import operation_module
+from bayesarch.nets.pieces import Piece
 from bayesarch.spaces import Space
 
 __all__ = ["Options", "load_shared"]

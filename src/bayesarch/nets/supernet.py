@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bayesarch.config import Config
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import Growth
+from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.cost import option_costs
 from bayesarch.nets.plain import PlainNetwork, build, skeleton_of, tidy_sizes, trunk_of
 from bayesarch.nets.skeletons import Shape, walk

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets.cells import Growth, mixed, node_order, total
+from bayesarch.nets.cells import node_order
+from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.options import Options, load_shared
+from bayesarch.nets.pieces import mixed, total
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.functional import seeded
-from bayesarch.nets.cells import Growth, Piece, mixed, node_order, total
+from bayesarch.nets.cells import node_order
+from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.operations import Halving, factorized_reduce
 from bayesarch.nets.options import Options, load_shared
+from bayesarch.nets.pieces import Piece, mixed, total
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 
