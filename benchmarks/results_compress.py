@@ -65,7 +65,7 @@ def _network(name: str, record: dict, table: Table, machine: Machine) -> str:
     smaller = f"The files of the smallest ones (evidence) are {shrunk:.1f} times smaller.\n\n" if sizes else ""
     return (
         f"### {name}, MNIST\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (one channel may "
-        "be a tenth of what is left; perceptrons' points clearly below a limit are older: the first network of a path "
+        "be much of what is left; perceptrons' points clearly below a limit are older: the first network of a path "
         "under it); test split, n = 10,000; nothing is chosen by it. "
         "One MAC is two FLOPs; biases are not counted. Mean ± standard deviation "
         "over seeds; differences are paired by example, with the widest 90 % interval of the seeds. All methods start "
