@@ -241,7 +241,7 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded(out: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
-    """Return what is on record, read anew: several of these may run, each with other networks."""
+    """Return what is on record, read anew: several of these may run, each with other networks or seeds."""
     runs = json.loads(out.read_text())["runs"] if out.exists() else []
     return {(run["seed"], run["network"], run["method"]): run for run in runs}
 
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="resnet18,vgg16,densenet")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several of these share the seeds")
     parser.add_argument("--limit", type=int, default=10_000, help="training examples")
     parser.add_argument("--dense", type=int, default=20, help="epochs of the whole network")
     parser.add_argument("--epochs", type=int, default=3, help="between two cuts")
@@ -262,7 +263,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     done = _recorded(given.out)
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.seeds):
         for network in given.networks.split(","):
             for method in (*OURS, *THEIRS):
                 key = (seed, network, method)
