@@ -1,12 +1,14 @@
 """BayesNAS on small data: does the prior do the work, what does each setting do, and what does a step cost.
 
     python benchmarks/bayesnas.py prior --seeds 5 --out benchmarks/results/bayesnas_prior.json
+    python benchmarks/bayesnas.py prior --data mnist --seeds 2 --out benchmarks/results/bayesnas_prior-mnist.json
     python benchmarks/bayesnas.py sensitivity --seeds 3 --out benchmarks/results/bayesnas_sensitivity.json
     python benchmarks/bayesnas.py cost --out benchmarks/results/bayesnas_cost.json
 
-`prior`: the default search in each space on digits, with the count of options that went by the evidence (or with their
-gate or predecessor), and the same search under a flat prior (lambda 1e-12), under which none should go; accuracy on the
-selection split, weights inherited, beside that of the whole supernet after the same schedule.
+`prior`: the default search in each space on digits or 2,000 images of MNIST, with the count of options that went by the
+evidence (or with their gate or predecessor), and the same search under a flat prior (lambda 1e-12), under which none
+should go; accuracy on the selection split, weights inherited, beside that of the whole supernet after the same
+schedule. On MNIST also at lambda .03.
 `sensitivity`: one setting at a time, in NAS-Bench-201's cell on digits.
 `cost`: one step and one curvature update of the published supernet (C = 36, 8 cells, batch 18), seconds and memory.
 Goes on where it broke off: runs that are in the record are not run again.
@@ -14,6 +16,7 @@ Goes on where it broke off: runs that are in the record are not run again.
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
@@ -32,7 +35,16 @@ from bayesarch.spaces import BAYESNAS_CELL
 from bayesarch.workflows.environment import environment
 
 FLAT = {"method.penalty_gates": 1e-12, "method.penalty_operations": 1e-12}
-SPACES = {"nb201": {}, "bayesnas-cell": {}, "tree-cell": {"space.channels": 8, "space.alpha": 12}}
+HIGH = {"method.penalty_gates": 0.03, "method.penalty_operations": 0.03}
+SPACES = {"nb201": {}, "bayesnas-cell": {}, "darts": {}, "tree-cell": {"space.channels": 8, "space.alpha": 12}}
+SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = {"digits": ("digits", {}), "mnist": (str(SHARED / "mnist.npz"), {"data.limit": 2000})}
+ARMS = {
+    "digits": {"default": {}, "flat prior": FLAT},
+    "mnist": {"default": {}, "lambda .03": HIGH, "flat prior": FLAT},
+}
+MOST = 2
+"""Seeds in spaces of two-input and tree cells, whose searches take minutes."""
 VARIANTS = {
     "default (lambda .007, gamma 1, full, 3 rounds)": {},
     "lambda .005": {"method.penalty_gates": 0.005, "method.penalty_operations": 0.005},
@@ -53,16 +65,17 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def one_search(space: str, seed: int, settings: dict) -> dict:
+def one_search(space: str, seed: int, settings: dict, data: str = "digits") -> dict:
     """Return what is said of one search."""
+    source, amount = DATA[data]
     with tempfile.TemporaryDirectory() as folder:
         run = ba.search(
-            "digits",
+            source,
             space=space,
             method="bayesnas",
             seed=seed,
             out=Path(folder) / "run",
-            set={**SPACES[space], **settings},
+            set={**SPACES[space], **amount, **settings},
         )
         summary, metrics = run.summary, [m for m in run.metrics if m["stage"] == "search"]
     return {
@@ -77,17 +90,18 @@ def one_search(space: str, seed: int, settings: dict) -> dict:
         "n": summary["selection_n"],
         "before_last_update": float(np.mean([m["selection_accuracy"] for m in metrics[-6:-1]])),
         "epochs": summary["search_epochs"],
+        "closing_epochs": summary["closing_epochs"],
         "seconds": summary["times"]["seconds"],
     }
 
 
-def grid(out: Path, command: str, cells: dict[str, tuple[str, int, dict]]) -> None:
+def grid(out: Path, command: str, cells: dict[str, tuple[str, int, dict]], data: str = "digits") -> None:
     """Run every cell that the record lacks, and write it after each."""
     record = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     for name, (space, seed, settings) in cells.items():
         if name in record["rows"]:
             continue
-        record["rows"][name] = {"space": space, "settings": settings, **one_search(space, seed, settings)}
+        record["rows"][name] = {"space": space, "settings": settings, **one_search(space, seed, settings, data)}
         row = record["rows"][name]
         print(name, row["by_criterion"], "of", row["options"], round(row["accuracy"], 4), flush=True)
         write(out, {**record, "command": command, "environment": environment(torch.device("cpu"))})
@@ -103,15 +117,18 @@ def write(out: Path, record: dict) -> None:
 
 def prior(arguments: argparse.Namespace) -> None:
     """Default search and flat prior, in every space."""
+    data = "" if arguments.data == "digits" else f"--data {arguments.data} "
     grid(
         arguments.out,
-        f"python benchmarks/bayesnas.py prior --seeds {arguments.seeds} --out {arguments.out}",
+        f"python benchmarks/bayesnas.py prior {data}--seeds {arguments.seeds} --out {arguments.out}",
         {
             f"{space}, {name}, seed {seed}": (space, seed, settings)
+            for seed in range(arguments.seeds)
+            for name, settings in ARMS[arguments.data].items()
             for space in SPACES
-            for seed in range(arguments.seeds if space == "nb201" else min(arguments.seeds, 2))
-            for name, settings in (("default", {}), ("flat prior", FLAT))
+            if space == "nb201" or seed < MOST
         },
+        arguments.data,
     )
 
 
@@ -191,6 +208,7 @@ def main() -> None:
     """Read the arguments and go."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("prior", "sensitivity", "cost"))
+    parser.add_argument("--data", choices=tuple(DATA), default="digits", help="of `prior`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)

@@ -7,6 +7,8 @@ __all__ = ["bayesnas_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
+PRIORS = {"prior": "digits", "prior-mnist": "2,000 images of MNIST"}
+"""What the records of `benchmarks/bayesnas.py prior` are of."""
 
 
 def _span(interval: dict, digits: int = 3) -> str:
@@ -57,30 +59,30 @@ def _verdict(record: dict) -> str:
     return " ".join(said) + " No correction for their number."
 
 
-def _prior(record: dict, table: Table, machine: Machine) -> str:
+def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
     body = []
+    groups: dict[str, list[dict]] = {}
+    for name, row in sorted(record["rows"].items()):
+        groups.setdefault(name.rsplit(", seed", 1)[0], []).append(row)
     rows = list(record["rows"].values())
-    for space in dict.fromkeys(row["space"] for row in rows):
-        for flat in (False, True):
-            some = [row for row in rows if row["space"] == space and bool(row["settings"]) == flat]
-            if not some:
-                continue
-            shares = [row["by_criterion"] / row["options"] for row in some]
-            body.append(
+    for name, some in groups.items():
+        shares = [row["by_criterion"] / row["options"] for row in some]
+        body.append(
                 [
-                    f"{space}, {'flat prior' if flat else 'default'}", str(len(some)),
+                    name, str(len(some)),
                     f"{min(shares):.0%} to {max(shares):.0%}", str(sum(row["kept_by_guard"] for row in some)),
                     f"{statistics.fmean(row['left'] for row in some):.1f} of {some[0]['options']}",
                     f"{statistics.fmean(row['before_last_update'] for row in some):.3f}",
                     f"{statistics.fmean(row['accuracy'] for row in some):.3f}",
                     f"{min(row['accuracy'] for row in some):.3f}",
+                    " ".join(sorted({str(row.get("closing_epochs", 5)) for row in some})),
                     f"{statistics.median(row['seconds'] for row in some):.0f}",
                 ]
             )  # fmt: skip
     head = ["space", "seeds", "removed by the criterion", "kept by the guard", "options left",
-            "accuracy while searching", "at the end", "lowest", "seconds"]  # fmt: skip
+            "accuracy while searching", "at the end", "lowest", "closing epochs", "seconds"]  # fmt: skip
     return (
-        "### Does the prior do the work?\n\nThe default search on digits, and the same under a flat prior "
+        f"### Does the prior do the work? {data}\n\nThe default search on {data}, and the same under a flat prior "
         "(lambda = 1e-12). *Removed by the criterion*: options that went by the evidence, with their gate, or with what "
         "they depended on, smallest and largest share over seeds. *Accuracy while searching*: mean over the last epochs "
         "before the last update, which under the flat prior is that of the whole supernet. *At the end*: after removal, "
@@ -134,7 +136,8 @@ def bayesnas_part(found: dict[str, dict], evidence: dict[str, dict], table: Tabl
         table: makes a Markdown table.
         machine: says what a record was measured on.
     """
-    makers = {"prior": _prior, "sensitivity": _sensitivity, "cost": _cost}
-    parts = [maker(found[name], table, machine) for name, maker in makers.items() if name in found]
+    parts = [_prior(data, found[name], table, machine) for name, data in PRIORS.items() if name in found]
+    makers = {"sensitivity": _sensitivity, "cost": _cost}
+    parts += [maker(found[name], table, machine) for name, maker in makers.items() if name in found]
     parts += [_evidence(name, record, table, machine) for name, record in evidence.items() if record["evidence_minus"]]
     return ["## BayesNAS\n", *parts] if parts else []

@@ -252,6 +252,17 @@ def test_support_is_the_slope_of_the_evidence_at_zero():
     assert torch.allclose(ard.support(b, h), 2 * v.grad)
 
 
+def test_support_changes_its_sign_where_lambda_breaks_even():
+    """b falls by the square of lambda's factor and h by the factor; a switch without curvature goes at any lambda."""
+    b, h = uniform(-3.0, 3.0, 10, 2, 5), uniform(0.1, 4.0, 11, 2, 5)
+    b[:, 4] = h[:, 4] = 0.0
+    even = ard.break_even(b, h)
+    assert float(even[4]) == 0
+    for factor, sign in ((0.999, 1), (1.001, -1)):
+        lam = factor * even[:4]
+        assert torch.equal(ard.support(b[:, :4] / lam, h[:, :4] / lam).sign(), torch.full((4,), sign).double())
+
+
 def test_bayes_factor_is_the_ratio_of_integrals():
     """N(w; w_ML, 1/h) integrated over the slab, over its value at 0."""
     for b, h, slab in ((2.0, 5.0, 1.0), (0.1, 5.0, 0.5), (4.0, 2.0, 3.0)):

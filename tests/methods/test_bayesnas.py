@@ -1,6 +1,7 @@
 """BayesNAS: what its steps do, what removes options and what must not, and that the prior does the work."""
 
 import dataclasses
+import re
 from dataclasses import replace
 
 import pytest
@@ -233,7 +234,7 @@ def test_inclusion_is_the_bayes_factor_of_the_effective_switch(tmp_path):
         engine.net, method.gates(state), engine.data["architecture"], batch_size=state.batch_size, limit=1
     )
     assert torch.allclose(seen.gate_h, direct.gate_h)
-    support, factor = method.evidence(state, seen, engine.net.occupancy)
+    support, factor, even = method.evidence(state, seen, engine.net.occupancy)
     told = series(NB201, "cpu").compose(state.w)
     h = seen.gate_h / lam
     b = h * told - seen.gate_gradient / lam
@@ -241,6 +242,27 @@ def test_inclusion_is_the_bayes_factor_of_the_effective_switch(tmp_path):
     operations = ~series(NB201, "cpu").is_gate
     assert torch.allclose(factor[operations], expected[operations], atol=1e-5)
     assert torch.allclose(support[operations], (b.square() - h).sum(0)[operations], rtol=1e-4, atol=1e-4)
+    for g in operations.nonzero().flatten()[::5].tolist():
+        for factor, goes in ((0.999, False), (1.001, True)):
+            lam = factor * float(even[g])
+            other = BayesNAS(NB201, BayesNASConfig(penalty_gates=lam, penalty_operations=lam))
+            assert (float(other.evidence(state, seen, engine.net.occupancy)[0][g]) <= 0) == goes
+
+
+def test_who_hears_that_the_evidence_hardly_spoke_is_told_a_lambda_at_which_it_does(tmp_path):
+    engine = engine_of(tmp_path, curvature_batches=1, rounds=1, **NOTHING)
+    method, present = engine.method, engine.net.occupancy
+    seen = method.look(engine.state, engine.net, engine.data, engine.streams)
+    state = method.removed(replace(engine.state, updates=1), seen, present)
+    summary = method.summary(state)
+    (warning,) = summary["warnings"]
+    told = float(re.search(r"penalty_operations=([\d.e-]+)", warning)[1])
+    other = BayesNAS(NB201, BayesNASConfig(rounds=1, penalty_gates=told, penalty_operations=told))
+    gone = {label for _, label, why in other.removed(replace(engine.state, updates=1), seen, present).removed
+            if why == "evidence"}  # fmt: skip
+    assert 6 <= len(gone) <= 10, "a third of 24 is 8"
+    assert gone == {g for g, even in summary["break_even"].items() if "none" not in g and even <= told}
+    assert "penalty_operations" not in str(BayesNAS(NB201, BayesNASConfig(rule="entropy")).summary(state)["warnings"])
 
 
 def test_limits_are_kept_where_several_options_may_stay(tmp_path):

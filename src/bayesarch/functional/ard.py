@@ -32,6 +32,7 @@ __all__ = [
     "Dependency",
     "Edge",
     "Penalty",
+    "break_even",
     "concave_slope",
     "evidence_bound",
     "exact_update",
@@ -290,6 +291,20 @@ def support(b: Tensor, h: Tensor) -> Tensor:
         h: shape (L, G).
     """
     return (b.square() - h).sum(0)
+
+
+def break_even(b: Tensor, h: Tensor) -> Tensor:
+    """Return sum b^2 / sum h over copies, shape (G,): the factor by which lambda has to grow for `support` to be 0.
+
+    b and h are those of the mean loss over lambda, so that b^2 falls by the square of the factor and h by the factor.
+    0 where a switch has no curvature and no slope: such an option goes at any lambda. Ours.
+
+    Args:
+        b: shape (L, G), `newton_optimum`.
+        h: shape (L, G), not negative.
+    """
+    pull, curvature = b.square().sum(0), h.sum(0)
+    return torch.where(pull > 0, pull / curvature, 0.0)
 
 
 def switch_entropy(variance: Tensor) -> Tensor:

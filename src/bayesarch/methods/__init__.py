@@ -78,7 +78,8 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
-    "bayesnas": Entry(BayesNAS, BayesNASConfig),
+    # where an edge keeps one option, all others that the evidence left go at once: the weights need longer after it
+    "bayesnas": Entry(BayesNAS, BayesNASConfig, defaults={"engine": {"closing_epochs": 10}}),
     "bpnas": Entry(BPNAS, BPNASConfig),
     "drnas": Entry(DrNAS, DrNASConfig),
     "drnas-progressive": Entry(DrNASProgressive, DrNASProgressiveConfig),

@@ -108,6 +108,8 @@ class BayesNASState:
     """Posterior standard deviation of each switch when last looked at, shape (L, G)."""
     log_factor: Tensor
     """Log Bayes factor of each option and gate when last looked at, nats, shape (G,)."""
+    break_even: Tensor
+    """lambda at which each option or gate would have gone by the evidence when last looked at, shape (G,)."""
     live: Tensor
     undecided: Tensor
     """What was live when one option per choice, or what the limits allow, was picked, shape (G,)."""
@@ -153,6 +155,7 @@ class BayesNAS:
             share=one.new_zeros(0),
             spread=torch.zeros_like(w),
             log_factor=torch.zeros_like(one),
+            break_even=torch.zeros_like(one),
             live=live,
             undecided=live.clone(),
             batch_size=setting.batch_size,
@@ -282,8 +285,11 @@ class BayesNAS:
             return state.gamma
         return ard.prior_variances(state.gamma, self.edges, self.config.dependency)
 
-    def evidence(self, state: BayesNASState, seen: Curvature, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (support, log Bayes factor) of each option, and of each gate by its own switch, shapes (G,)."""
+    def evidence(self, state: BayesNASState, seen: Curvature, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (support, log Bayes factor, lambda without support) of each option and, by its own switch, each gate.
+
+        Shapes (G,).
+        """
         parts, lam = series(self.space, str(state.w.device)), self._lambda(state.w.device)
         own, own_h, own_g = state.w, seen.h / lam, seen.gradient / lam
         if self.config.decide_on == "effective":
@@ -292,17 +298,21 @@ class BayesNAS:
             own_g = torch.where(parts.is_gate, own_g, seen.gate_gradient / lam)
         h = torch.where(present, own_h, 0.0)
         b = torch.where(present, ard.newton_optimum(own, own_h, own_g), 0.0)
-        return ard.support(b, h), ard.log_bayes_factor(b, h, self.config.slab)
+        return ard.support(b, h), ard.log_bayes_factor(b, h, self.config.slab), lam * ard.break_even(b, h)
 
     def removed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state without what the criterion, and with it the dependency, takes away."""
-        support, factor = self.evidence(state, seen, present)
+        support, factor, even = self.evidence(state, seen, present)
         s = self._variances(state)
         fails = support <= 0 if self.config.rule == "evidence" else s <= self.config.threshold
         score = (factor if self.config.rule == "evidence" else s.clamp(min=1e-30).log()).cpu().tolist()
         failing = fails.cpu()
         alive = state.live.to(factor.device) | series(self.space, str(factor.device)).is_gate
-        state = replace(state, log_factor=torch.where(alive, factor, state.log_factor))
+        state = replace(
+            state,
+            log_factor=torch.where(alive, factor, state.log_factor),
+            break_even=torch.where(alive, even, state.break_even),
+        )
         wanted, why = state.live.clone(), dict[int, str]()
         for position, choice in enumerate(self.space.choices):
             columns = self.space.columns(position)
@@ -424,8 +434,9 @@ class BayesNAS:
         warnings = []
         if by_rule * 20 < total:
             warnings.append(
-                f"the evidence removed {by_rule} of {total} options: what was found is mostly decided by other rules; "
-                "try a larger lambda (--set method.penalty_operations=0.03) or more rounds"
+                f"the {self.config.rule} removed {by_rule} of {total} options: what was found is mostly decided by "
+                f"other rules; {self._hint(state)}more or longer rounds (method.rounds, method.round_steps) remove "
+                "more, since curvature falls with the loss"
             )
         return {
             "fired_by": dict(counts),
@@ -434,8 +445,19 @@ class BayesNAS:
             "removed_by_criterion": by_rule,
             "removed": [list(row) for row in state.removed],
             "switches": self._gaussians(state),
+            "break_even": dict(zip(self.space.labels, state.break_even.double().cpu().tolist(), strict=True)),
             "warnings": warnings,
         }
+
+    def _hint(self, state: BayesNASState) -> str:
+        """Return a lambda at which the evidence would have spoken; nothing where it was not asked."""
+        third = float(state.break_even.cpu()[self._operations()].quantile(1 / 3))
+        if self.config.rule != "evidence" or not 0 < third < math.inf:
+            return ""
+        return (
+            f"when last asked, a third of them would have gone at lambda {third:.2g} (--set "
+            f"method.penalty_operations={third:.2g} --set method.penalty_gates={third:.2g}); "
+        )
 
     def _gaussians(self, state: BayesNASState) -> dict[str, Any]:
         """Return the Gaussian of every switch, by its option: mean and standard deviation in every copy of its cell."""
