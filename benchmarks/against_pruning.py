@@ -149,11 +149,11 @@ class Bench:
             while macs_of(net, self.shape) > target * whole:
                 pruner.step()
             regular = pruner if "group norm" in method else None
-            self._train(net, self.given.epochs, 1 + number, regular)
+            self._train(net, method, self.given.epochs, 1 + number, regular)
             for share in SHARES[len(points) :]:
                 if macs_of(net, self.shape) <= share * whole:
                     small = copy.deepcopy(net)
-                    self._train(small, self.given.finetune, 50_000 + number, None)
+                    self._train(small, method, self.given.finetune, 50_000 + number, None)
                     p = self._probabilities(small)
                     row = score_row(method, p, labels, self.seed) | {"difference": paired(p, dense, labels, self.seed)}
                     row |= {"params": sum(q.numel() for q in small.parameters()), "macs": macs_of(small, self.shape)}
@@ -180,10 +180,10 @@ class Bench:
             self.examples, partition, ("weights", "selection", "test"), config=config, device=torch.device("cpu")
         )
 
-    def _train(self, net: nn.Module, epochs: int, number: int, regular: Any) -> None:
+    def _train(self, net: nn.Module, method: str, epochs: int, number: int, regular: Any) -> None:
         """Train in place, as our rounds and our fine-tuning do."""
         splits, config = self._splits(), TrainConfig(**TRAIN, epochs=epochs)
-        place = self.given.work / f"{self.network}-theirs-s{self.seed}.safetensors"
+        place = self.given.work / f"{self.network}-{method.replace(' ', '-')}-s{self.seed}.safetensors"
         trainer = _Regular(
             net, classes=self.classes, training=splits["weights"], selection=splits["selection"], config=config,
             streams=Streams(100_000 * self.seed + number, torch.device("cpu")), checkpoint=place,
@@ -241,7 +241,7 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded(out: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
-    """Return what is on record, read anew: several of these may run, each with other networks or seeds."""
+    """Return what is on record, read anew: several of these may run, each with other networks, seeds or methods."""
     runs = json.loads(out.read_text())["runs"] if out.exists() else []
     return {(run["seed"], run["network"], run["method"]): run for run in runs}
 
@@ -252,6 +252,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="resnet18,vgg16,densenet")
+    parser.add_argument("--methods", default=",".join((*OURS, *THEIRS)))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0, help="so that several of these share the seeds")
     parser.add_argument("--limit", type=int, default=10_000, help="training examples")
@@ -265,7 +266,7 @@ def main() -> None:
     done = _recorded(given.out)
     for seed in range(given.first_seed, given.seeds):
         for network in given.networks.split(","):
-            for method in (*OURS, *THEIRS):
+            for method in given.methods.split(","):
                 key = (seed, network, method)
                 if key in done:
                     continue
