@@ -1,10 +1,11 @@
 """How small networks become on MNIST, and what it costs: the whole path of every seed, method by method.
 
     python benchmarks/compress.py --network lenet-300-100 --seeds 3
+    python benchmarks/compress.py --network lenet-300-100 --seeds 3 --methods bernoulli --crop 0
     python benchmarks/compress.py --network lenet-5 --seeds 3 --epochs 2 --finetune 10 --precision bf16
 
-One network is trained per seed; every method makes it smaller round by round; the first network of the path under each
-of a few bounds is fine-tuned and scored on the 10,000 test images. Nothing is chosen by that: all points are in the
+One network is trained per seed; every method makes it smaller round by round; the networks that runs with a few limits
+on MACs end at are fine-tuned and scored on the 10,000 test images. Nothing is chosen by that: all points are in the
 record. All 60,000 examples of the training file, a ninth of them the selection split. Goes on where it broke off.
 """
 
@@ -41,32 +42,42 @@ def steps_of(network: str) -> tuple[float, float, float]:
     return STEPS.get(network, (0.1, 0.05, 0.0))
 
 
-def dense(network: str, seed: int, work: Path, limit: int | None, precision: str):
+def place(rest: argparse.Namespace, method: str, seed: int) -> Path:
+    """Return where a path works."""
+    return rest.work / f"{named(rest)}-{method}-s{seed}"
+
+
+def named(rest: argparse.Namespace) -> str:
+    """Return what the record is called: the network, and the padding of crops where it is not an eighth of the side."""
+    return rest.network if rest.crop is None else f"{rest.network}-crop-{rest.crop}"
+
+
+def dense(seed: int, rest: argparse.Namespace) -> Path:
     """Return the folder of one compression by random cuts of one round, for its trained network."""
-    out = work / f"{network}-dense-s{seed}"
+    out, steps = place(rest, "dense", seed), steps_of(rest.network)
     finished(
-        out, network, str(SHARED / "mnist.npz"), seed=seed, limit=limit, method="random", max_drop=0.5,
+        out, rest.network, str(SHARED / "mnist.npz"), seed=seed, limit=rest.limit, method="random", max_drop=0.5,
         set={"compress.rounds": 1, "compress.at_most": 0.01, "compress.finetune_epochs": 1,
-             "compress.dense_lr": steps_of(network)[0], "train.clip": steps_of(network)[2],
-             "train.precision": precision},
+             "compress.dense_lr": steps[0], "train.clip": steps[2], "train.precision": rest.precision,
+             "data.crop": rest.crop},
     )  # fmt: skip
     return out
 
 
-def points(network: str, method: str, seed: int, work: Path, limit: int | None, rest: argparse.Namespace) -> dict:
+def points(method: str, seed: int, rest: argparse.Namespace) -> dict:
     """Return what is kept of one path: its networks at several sizes, fine-tuned and scored on the test split."""
     from bayesarch.workflows.compress import front
 
-    weights = dense(network, seed, work, limit, rest.precision) / "networks" / "dense.safetensors"
-    out, bounds = work / f"{network}-{method}-s{seed}", BOUNDS.get(network, CONV_BOUNDS)
+    network, weights = rest.network, dense(seed, rest) / "networks" / "dense.safetensors"
+    out, bounds = place(rest, method, seed), BOUNDS.get(network, CONV_BOUNDS)
     given = {
         "compress.finetune_epochs": rest.finetune, "compress.inputs": network in INPUTS,
         "train.lr": steps_of(network)[1], "train.clip": steps_of(network)[2], "train.epochs": rest.epochs,
-        "train.precision": rest.precision, "compress.at_most": AT_MOST[method],
+        "train.precision": rest.precision, "compress.at_most": AT_MOST[method], "data.crop": rest.crop,
     }  # fmt: skip
     run = finished(
         out, network, str(SHARED / "mnist.npz"), weights=str(weights), method=method, max_macs=bounds[-1], seed=seed,
-        limit=limit, set=given,
+        limit=rest.limit, set=given,
     )  # fmt: skip
     whole, *rows = front(run.path, bounds)
 
@@ -100,7 +111,11 @@ def points(network: str, method: str, seed: int, work: Path, limit: int | None, 
 
 def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
     """Return the command line that makes the record, without what says only where to work."""
-    given = {key: value for key, value in vars(arguments).items() if key != "work" and value != parser.get_default(key)}
+    given = {
+        key: value
+        for key, value in vars(arguments).items()
+        if key not in ("work", "out") and value != parser.get_default(key)
+    }
     given = {"network": arguments.network, "seeds": arguments.seeds} | given
     return "python benchmarks/compress.py " + " ".join(f"--{key} {value}" for key, value in given.items())
 
@@ -119,17 +134,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="between two cuts")
     parser.add_argument("--finetune", type=int, default=30, help="epochs at the end")
     parser.add_argument("--precision", default="fp32", help="of training: fp32 or bf16")
+    parser.add_argument(
+        "--crop", type=int, default=None, help="padding of random crops; default: an eighth of the side"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/compress"))
+    parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    out = RESULTS / f"compress_{arguments.network}.json"
+    out = arguments.out or RESULTS / f"compress_{named(arguments)}.json"
     known = json.loads(out.read_text())["runs"] if out.exists() else []
     done = {(run["method"], run["seed"]): run for run in known}
     for seed in range(arguments.seeds):
         for method in arguments.methods.split(","):
             if (method, seed) in done:
                 continue
-            done[method, seed] = points(arguments.network, method, seed, arguments.work, arguments.limit, arguments)
+            done[method, seed] = points(method, seed, arguments)
             record = {
                 "command": _command(parser, arguments),
                 "environment": environment(torch.device("cpu")),

@@ -59,12 +59,14 @@ def _network(name: str, record: dict, table: Table, machine: Machine) -> str:
         "method", "seeds", "rounds", "reads, seed 0", "parameters, K", "MACs, K", "test error, %",
         "accuracy, points (widest 90 %)", "NLL", "ECE", "AUROC, shuffled",
     ]  # fmt: skip
-    published = f" Published, for orientation: {PUBLISHED[name]}." if name in PUBLISHED else ""
+    network, _, crop = name.partition("-crop-")
+    published = f" Published, for orientation: {PUBLISHED[network]}." if network in PUBLISHED else ""
+    shifted = f", crops of padding {crop}" if crop != "0" else ", no crops"
     sizes = [(run["first"], run["last"]) for run in runs if run["method"] == "evidence"]
     shrunk = statistics.fmean(a["bytes"] / b["bytes"] for a, b in sizes) if sizes else 0
     smaller = f"The files of the smallest ones (evidence) are {shrunk:.1f} times smaller.\n\n" if sizes else ""
     return (
-        f"### {name}, MNIST\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (one channel may "
+        f"### {network}, MNIST{shifted if crop else ''}\n\nThe networks that runs with limits of {limits} K MACs end at, fine-tuned (one channel may "
         "be much of what is left; perceptrons' points clearly below a limit are older: the first network of a path "
         "under it); test split, n = 10,000; nothing is chosen by it. "
         "One MAC is two FLOPs; biases are not counted. Mean ± standard deviation "
