@@ -125,7 +125,7 @@ def prior(arguments: argparse.Namespace) -> None:
             f"{space}, {name}, seed {seed}": (space, seed, settings)
             for seed in range(arguments.seeds)
             for name, settings in ARMS[arguments.data].items()
-            for space in SPACES
+            for space in arguments.spaces.split(",")
             if space == "nb201" or seed < MOST
         },
         arguments.data,
@@ -209,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("prior", "sensitivity", "cost"))
     parser.add_argument("--data", choices=tuple(DATA), default="digits", help="of `prior`")
+    parser.add_argument("--spaces", default=",".join(SPACES), help="of `prior`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)

@@ -34,41 +34,82 @@ MEMORY: list[tuple[str, str, dict[str, int], int, int]] = [
 """(method, space, sizes, batch, side) of searches whose memory is told and measured."""
 
 
-def memory_of(place: int) -> dict[str, float]:
-    """Return what a search is told to hold, and by how much a process grows over a whole one of two epochs, MiB."""
+PAGED = (1, 4, 5, 7)
+"""Places in it of those whose steps are timed with pages of their own for large tensors."""
+
+
+def photographs(batch: int, side: int) -> tuple[Any, Any]:
+    """Return random images and labels, as many as a few steps take."""
     import numpy as np
+
+    rng, n = np.random.default_rng(0), 12 * batch + 120
+    return rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % 10
+
+
+def sized(sizes: dict[str, int], batch: int) -> dict[str, Any]:
+    """Return the settings of a search of some sizes."""
+    return {"engine.batch_size": batch, **{f"space.{key}": value for key, value in sizes.items()}}
+
+
+def memory_of(place: int, limited: bool) -> dict[str, float]:
+    """Return what a search is told to hold, and by how much a process grows over a whole one of two epochs, MiB.
+
+    Where it has a limit (here one that it cannot reach), large tensors have pages of their own.
+    """
     import torch
 
     import bayesarch as ba
+    from bayesarch.workflows.fitting import resident
     from bayesarch.workflows.job import prepare
 
     torch.set_num_threads(1)
     method, space, sizes, batch, side = MEMORY[place]
-    rng, n = np.random.default_rng(0), 12 * batch + 120
-    data = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % 10
-    given = {"engine.batch_size": batch, **{f"space.{key}": value for key, value in sizes.items()}}
+    given = {"engine.memory_limit": 1e6} if limited else {}
+    data, settings = photographs(batch, side), sized(sizes, batch) | given
     short = {"engine.epochs": 2} | ({"method.reopen_steps": 0} if method == "bpnas" else {})
     before = kib("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
-        ba.search(data, space=space, method=method, set=given | short, out=Path(folder) / "run")
+        ba.search(data, space=space, method=method, set=settings | short, out=Path(folder) / "run")
     grown = (kib("VmHWM") - before) / 1024
-    return {"grown": grown, "told": prepare(data, space=space, method=method, set=given).trial().memory() / 2**20}
+    told = prepare(data, space=space, method=method, set=settings).trial().memory()
+    return {"grown": grown, "told": told / 2**20, "resident": resident(told, torch.device("cpu")) / 2**20}
 
 
 def memory_row(short: bool) -> dict[str, Any]:
-    """Return told and resident memory of several searches, and of one with a page a tensor."""
+    """Return told and resident memory of several searches, without a limit and with one."""
     found = []
     for place, (method, space, sizes, batch, side) in enumerate(MEMORY[4:5] if short else MEMORY):
         at = place + 4 * short
-        row = {"method": method, "space": space, "sizes": sizes, "batch": batch, "side": side, **_alone(at)}
-        found.append(row)
-    # every tensor with pages of its own: what is left over the tensors is not fragments
-    return {"of": found, "pages": _alone(4 if short else 1, MALLOC_MMAP_THRESHOLD_="65536")}
+        row = {"method": method, "space": space, "sizes": sizes, "batch": batch, "side": side}
+        found.append(row | {"free": _alone(at, ""), "limited": _alone(at, "limited")})
+    return {"of": found, "steps": [_paged(at) for at in ((4,) if short else PAGED)]}
 
 
-def _alone(place: int, **environment: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+def _paged(place: int) -> dict[str, dict[str, float]]:
+    """Return a whole step's seconds without and with pages of their own for large tensors, in turn, one thread."""
+    import torch
+
+    from bayesarch.engine import own_pages
+    from bayesarch.workflows.job import prepare
+
+    method, space, sizes, batch, side = MEMORY[place]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trial = prepare(photographs(batch, side), space=space, method=method, set=sized(sizes, batch)).trial()
+
+    def twice(paged: bool) -> None:
+        with own_pages(paged):
+            trial.step(batch)
+            trial.step(batch)
+
+    found = in_turn({"free": lambda: twice(False), "own pages": lambda: twice(True)}, 7, "own pages")
+    torch.set_num_threads(before)
+    return found
+
+
+def _alone(place: int, limited: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory", str(place), limited]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -218,11 +259,11 @@ def main() -> None:
     parser.add_argument("--row", action="append")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--threads", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory is not None:
-        print(json.dumps(memory_of(arguments.memory)))
+        print(json.dumps(memory_of(int(arguments.memory[0]), bool(arguments.memory[1]))))
         return
     if arguments.threads:
         print(json.dumps(passes_by_threads(json.loads(arguments.threads))))

@@ -128,9 +128,12 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     rows = record["rows"]
     held = [
         [f"{row['method']}, {row['space']}", ", ".join(f"{k} {v}" for k, v in row["sizes"].items()), str(row["batch"]),
-         str(row["side"]), f"{row['told']:.0f}", f"{row['grown']:.0f}", f"{(row['grown'] - 120) / row['told']:.2f}"]
+         str(row["side"]), *(f"{row['free'][key]:.0f}" for key in ("told", "grown")),
+         *(f"{row['limited'][key]:.0f}" for key in ("resident", "grown")),
+         f"{row['limited']['resident'] / row['limited']['grown']:.2f}"]
         for row in rows["memory"]["of"]
     ]  # fmt: skip
+    slower = ", ".join(_ratio(steps["free"]) for steps in rows["memory"]["steps"])
     passes = [
         [f"{a['side']}, {a['channels']}, {a['cells']}", f"{a['macs'] / 1e9:.2f}", f"{1e3 * a['steps']['one']['seconds']:.0f}",
          _ratio(a["steps"]["two"]), f"{1e3 * b['steps']['one']['seconds']:.0f}", _ratio(b["steps"]["two"])]
@@ -148,14 +151,27 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
            _ratio(row["steps"][batch]["cut"])))]
         for row in rows.get("cuts", {"of": []})["of"]
     ]  # fmt: skip
-    pages = rows["memory"]["pages"]
     return [
-        "## What the machine does\n\n### Memory told and taken\n\n*Told*: tensors alive at once, from two small steps. "
-        "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included. The last column takes 120 MiB "
-        "off for what torch's convolutions and the report take themselves.\n\n"
-        + table(["search", "sizes", "batch", "side", "told, MiB", "grown, MiB", "(grown - 120) / told"], held)
-        + f"\n\nThe second of these with pages of its own for every tensor (`MALLOC_MMAP_THRESHOLD_=65536`): grown "
-        f"{pages['grown']:.0f} MiB.\n",
+        "## What the machine does\n\n### Memory told and taken\n\n*Tensors*: alive at once, told from two small steps. "
+        "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included; without "
+        "a limit, and with `--memory-limit` (one that it cannot reach), under which large tensors have pages of their own "
+        "and the process is *told* 1.05 times the tensors and 170 MiB.\n\n"
+        + table(
+            [
+                "search",
+                "sizes",
+                "batch",
+                "side",
+                "tensors, MiB",
+                "grown, no limit",
+                "told, limit",
+                "grown, limit",
+                "told / grown",
+            ],
+            held,
+        )
+        + "\n\nHow many times as long a step takes with pages of its own, one thread (range over 7 rounds), for the "
+        f"second, fifth, sixth and last of these: {slower}.\n",
         "### One thread and two\n\nA weights' pass of nb201, batch 64; the two in turn, medians of 7, how many times faster two "
         "are than one (range over rounds).\n\n"
         + table(

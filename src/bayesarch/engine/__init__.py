@@ -3,6 +3,8 @@
 Nothing here may name a space, a method or a data set. A new method needs no edit here.
 """
 
+from bayesarch.engine.allocator import own_pages as own_pages
+from bayesarch.engine.allocator import pages_can_be_owned as pages_can_be_owned
 from bayesarch.engine.checkpoint import load_checkpoint as load_checkpoint
 from bayesarch.engine.checkpoint import pack as pack
 from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
@@ -96,7 +98,9 @@ __all__ = [
     "gate_curvature",
     "live_bytes",
     "load_checkpoint",
+    "own_pages",
     "pack",
+    "pages_can_be_owned",
     "partial_of",
     "pressure_of_round",
     "recalibrate",

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import torch
 
+from bayesarch.engine import pages_can_be_owned
 from bayesarch.errors import ConfigError
 from bayesarch.workflows.job import Job
 
 __all__ = ["fitted", "mebibytes", "resident"]
 
-ALLOCATOR = 2.5
-"""Resident memory over what tensors take, at most: 1.3 to 2.2 was measured on CPUs with glibc 2.36, which fragments."""
-LIBRARIES = 150 * 2**20
-"""Bytes that torch's convolutions, and what a search loads on its way, take: 120 MiB was measured there."""
+PAGES, BESIDE = 1.05, 170 * 2**20
+"""Resident memory over what tensors take, and bytes beside them (torch's convolutions, small blocks, what a search
+loads on its way), where large tensors have pages of their own, as a search with a limit gives them on a CPU (glibc)."""
+ALLOCATOR, LIBRARIES = 2.5, 150 * 2**20
+"""The same where they cannot have them: 1.2 to 2.6 times and 120 MiB were measured without."""
 CARD = 1.15
 """The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
 
@@ -37,7 +39,9 @@ def mebibytes(text: str | None, flag: str) -> float | None:
 
 def resident(tensors: int, device: torch.device) -> float:
     """Return how many bytes a process takes at most for so many bytes of tensors, beside Python and torch."""
-    return CARD * tensors if device.type == "cuda" else ALLOCATOR * tensors + LIBRARIES
+    if device.type == "cuda":
+        return CARD * tensors
+    return PAGES * tensors + BESIDE if pages_can_be_owned() else ALLOCATOR * tensors + LIBRARIES
 
 
 def fitted(job: Job) -> Job:

@@ -104,6 +104,11 @@ class Job:
         with self.threads(trial.net):
             return plan(trial)
 
+    @property
+    def limited(self) -> bool:
+        """Whether the process's own memory, on a CPU, has a limit to keep."""
+        return self.device.type == "cpu" and self.settings.engine.memory_limit is not None
+
     def threads(self, net: Any) -> AbstractContextManager[int]:
         """Return the context that steps on this network are taken in."""
         engine = self.settings.engine

@@ -127,11 +127,12 @@ class Trial:
         The largest of a step, of norms taking their statistics anew and of scoring, with weights, momentum and data.
         """
         batch, small = self.setting.batch_size, max(2 * self.config.parts, min(8, self.setting.batch_size // 4))
+        scored = min(SCORED * batch, len(self.data["selection"]))
         self.step(small)  # momentum is there from now on
         most = max(
             Line.through(self.step, small, 2 * small).at(batch),
             Line.through(partial(self.forward, training=True), small, 2 * small).at(batch),
-            Line.through(partial(self.forward, training=False), small, 2 * small).at(SCORED * batch),
+            Line.through(partial(self.forward, training=False), small, 2 * small).at(scored),
         )
         self.net.train()
         momentum = sum(buffer.nbytes for buffer in self.weights.state().values())

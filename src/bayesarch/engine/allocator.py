@@ -1,0 +1,50 @@
+"""Pages of their own for large tensors, so that a process on a CPU takes what its tensors take.
+
+glibc keeps what is freed in heaps that fragment: a search's process then takes up to 2.6 times what is alive in it.
+From `LARGE` bytes on, an allocation can have pages of its own, which go back to the system when it is freed. They have
+to be cleared each time, so that this is done where memory is limited and not elsewhere (decision 23).
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+__all__ = ["LARGE", "own_pages", "pages_can_be_owned"]
+
+LARGE = 2**20
+"""Bytes from which an allocation has pages of its own."""
+M_MMAP_THRESHOLD = -3
+"""The parameter's number in glibc's malloc.h."""
+HIGHEST = 32 * 2**20
+"""Where glibc's own threshold ends up in a process that frees large blocks; it cannot be told to move again."""
+
+
+@cache
+def _glibc() -> Any:
+    """Return the C library, if it is glibc; None otherwise."""
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - only glibc has it
+    except (OSError, AttributeError, TypeError):
+        return None
+    return library
+
+
+def pages_can_be_owned() -> bool:
+    """Return whether `own_pages` does anything here."""
+    return _glibc() is not None
+
+
+@contextmanager
+def own_pages(wanted: bool) -> Iterator[None]:
+    """Give large allocations of this process pages of their own inside the block, where that is wanted and possible."""
+    library = _glibc() if wanted else None
+    if library is not None:
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
+    try:
+        yield
+    finally:
+        if library is not None:
+            library.mallopt(M_MMAP_THRESHOLD, HIGHEST)
