@@ -79,6 +79,8 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
                     f"{statistics.median(row['seconds'] for row in some):.0f}",
                 ]
             )  # fmt: skip
+    old = any("closing_epochs" not in row for row in rows)
+    older = " Rows with 5 closing epochs are of an earlier day, on an Intel Xeon with two cores." if old else ""
     head = ["space", "seeds", "removed by the criterion", "kept by the guard", "options left",
             "accuracy while searching", "at the end", "lowest", "closing epochs", "seconds"]  # fmt: skip
     return (
@@ -87,7 +89,7 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
         "they depended on, smallest and largest share over seeds. *Accuracy while searching*: mean over the last epochs "
         "before the last update, which under the flat prior is that of the whole supernet. *At the end*: after removal, "
         "one option per edge where the space wants that, and closing epochs. Selection split, "
-        f"n = {rows[0]['n']}; seconds beside other work.\n\n"
+        f"n = {rows[0]['n']}; seconds beside other work.{older}\n\n"
         f"{table(head, body)}\n\n{machine(record)}\n"
     )
 
