@@ -1,7 +1,7 @@
 """How small networks become on MNIST, and what it costs: the whole path of every seed, method by method.
 
     python benchmarks/compress.py --network lenet-300-100 --seeds 3
-    python benchmarks/compress.py --network lenet-300-100 --seeds 3 --methods bernoulli --crop 0
+    python benchmarks/compress.py --network lenet-300-100 --seeds 3 --methods bernoulli --crop 1
     python benchmarks/compress.py --network lenet-5 --seeds 3 --epochs 2 --finetune 10 --precision bf16
 
 One network is trained per seed; every method makes it smaller round by round; the networks that runs with a few limits
