@@ -10,7 +10,7 @@ from bayesarch.workflows.job import Job
 
 __all__ = ["fitted", "mebibytes", "resident"]
 
-PAGES, BESIDE = 1.05, 170 * 2**20
+PAGES, BESIDE = 1.1, 220 * 2**20
 """Resident memory over what tensors take, and bytes beside them (torch's convolutions, small blocks, what a search
 loads on its way), where large tensors have pages of their own, as a search with a limit gives them on a CPU (glibc)."""
 ALLOCATOR, LIBRARIES = 2.5, 150 * 2**20
