@@ -1,9 +1,8 @@
 """Memory is told from two small steps; cells computed twice give the same numbers, parts those of separate passes."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import bayesarch as ba
-from bayesarch.engine import economise, live_bytes, pages_can_be_owned
+from bayesarch.engine import allocator, economise, live_bytes, own_pages, pages_can_be_owned
 from bayesarch.errors import ConfigError
 from bayesarch.nets import Supernet
 from bayesarch.nets.gated import supernet_from
@@ -199,39 +198,55 @@ def test_what_is_no_size_is_refused(text):
         mebibytes(text, "--memory-limit")
 
 
-def photographs():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), np.arange(300) % 4
+def test_pages_are_asked_for_inside_the_block_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(allocator, "_glibc", lambda: SimpleNamespace(mallopt=lambda *given: asked.append(given)))
+    with own_pages(wanted=False):
+        pass
+    assert asked == []
+
+    def broken():
+        with own_pages(wanted=True):
+            assert asked == [(-3, 2**20)]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert asked == [(-3, 2**20), (-3, 2**25)]  # M_MMAP_THRESHOLD, and where glibc itself lets it rise to
+
+
+def test_a_c_library_that_cannot_give_pages_is_reckoned_with_as_it_is(monkeypatch):
+    monkeypatch.setattr(allocator, "_glibc", lambda: None)
+    assert not pages_can_be_owned()
+    with own_pages(wanted=True):
+        assert resident(2**30, torch.device("cpu")) == 2.5 * 2**30 + 150 * 2**20
 
 
 @pytest.mark.skipif(not pages_can_be_owned(), reason="the C library is not glibc")
 @pytest.mark.parametrize("limit", [650, 350])
 def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tmp_path):
     sizes = {"space.channels": 16, "space.cells": 2, "engine.batch_size": 64, "engine.epochs": 1}
+    x, y = images(300, 32)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    data = str(tmp_path / "data.npz")
     code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import torch
 import bayesarch as ba
 from bayesarch.workflows.search import Listener
-from test_memory import photographs
 torch.set_num_threads(1)
 import sklearn.metrics, matplotlib.figure
 def kib(key):
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
 before, grown = kib("VmRSS"), []
 listener = Listener(on_step=lambda place: grown.append(kib("VmHWM") - before))
-ba.search(photographs(), method="darts", memory_limit={limit}, out={str(tmp_path / "run")!r}, listener=listener,
+ba.search({data!r}, method="darts", memory_limit={limit}, out={str(tmp_path / "run")!r}, listener=listener,
     set={sizes | {"engine.closing_epochs": 0}!r})
 print(max(grown) / 1024)
 """
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     grown, engine = float(done.stdout.split()[-1]), ba.open_run(tmp_path / "run").config["engine"]
-    job = prepare(photographs(), method="darts", memory_limit=limit, set=sizes)
+    job = prepare(data, method="darts", memory_limit=limit, set=sizes)
     told = resident(fitted(job).trial().memory(), torch.device("cpu")) / 2**20
     assert grown < limit
     assert abs(told - grown) < 0.25 * grown, "a fifth is for whole searches; here the report is not yet written"

@@ -338,5 +338,9 @@ def test_it_can_be_asked_for_by_name_and_says_what_is_wrong():
     assert METHODS["bayesnas"].make(tricky_space(), None).name == "bayesnas"
     from bayesarch.workflows.config import settle
 
+    method = {"name": "bayesnas"}
+    assert settle({"method": method}).engine.closing_epochs == 10
+    assert settle({"method": method, "engine": {"closing_epochs": 3}}).engine.closing_epochs == 3
+
     with pytest.raises(ConfigError, match=r"method\.rule"):
         settle({"method": {"name": "bayesnas", "rule": "vote"}})

@@ -6,6 +6,7 @@ to be cleared each time, so that this is done where memory is limited and not el
 """
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,12 +25,8 @@ HIGHEST = 32 * 2**20
 @cache
 def _glibc() -> Any:
     """Return the C library, if it is glibc; None otherwise."""
-    try:
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - only glibc has it
-    except (OSError, AttributeError, TypeError):
-        return None
-    return library
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def pages_can_be_owned() -> bool:

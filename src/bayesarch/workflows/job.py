@@ -1,8 +1,8 @@
 """A search made ready: settings checked, examples loaded and split, nothing written yet."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from bayesarch.data import (
     split,
     splits_on,
 )
-from bayesarch.engine import Engine, Method, Observer, Setting, World, resolve_device, working_threads
+from bayesarch.engine import Engine, Method, Observer, Setting, World, own_pages, resolve_device, working_threads
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
@@ -101,18 +101,16 @@ class Job:
     def plan(self) -> Plan:
         """Return what the search will cost, measured on a throw-away copy."""
         trial = self.trial()
-        with self.threads(trial.net):
+        with self.working(trial.net):
             return plan(trial)
 
-    @property
-    def limited(self) -> bool:
-        """Whether the process's own memory, on a CPU, has a limit to keep."""
-        return self.device.type == "cpu" and self.settings.engine.memory_limit is not None
-
-    def threads(self, net: Any) -> AbstractContextManager[int]:
-        """Return the context that steps on this network are taken in."""
-        engine = self.settings.engine
-        return working_threads(net.full_macs * self.setting(net).batch_size, engine.threads)
+    @contextmanager
+    def working(self, net: Any) -> Iterator[None]:
+        """Take steps on this network in the block: by as many threads, and with such pages, as the settings ask for."""
+        engine, macs = self.settings.engine, net.full_macs * self.setting(net).batch_size
+        limited = engine.memory_limit is not None and self.device.type == "cpu"
+        with working_threads(macs, engine.threads), own_pages(limited):
+            yield
 
     def data_record(self) -> dict[str, Any]:
         """Return data.json's record."""

@@ -13,7 +13,7 @@ import safetensors.torch
 
 from bayesarch.benchmarks import read_table
 from bayesarch.data import Examples, splits_on
-from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, World, found_by, own_pages, score
+from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, World, found_by, score
 from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.methods import METHODS
 from bayesarch.nets import latency_ms
@@ -120,9 +120,8 @@ def search(  # noqa: PLR0913 - the public face has one keyword per flag
     if not job.world.leads:
         return _follow(job, RunFolder(target), fresh=True)
     _check_writable(target)
-    with own_pages(job.limited):
-        job = fitted(job)
-        listener.on_plan(job.plan(), job.settings)
+    job = fitted(job)
+    listener.on_plan(job.plan(), job.settings)
     folder = RunFolder.create(target)
     folder.write_config(job.settings.record())
     folder.write_json("data.json", job.data_record())
@@ -236,7 +235,7 @@ def _go(job: Job, folder: RunFolder, listener: Listener, *, fresh: bool) -> Run:
         listener.on_round(record)
 
     engine = job.engine(folder, Observer(listener.on_step, on_round, stop.is_set))
-    with job.threads(engine.net), own_pages(job.limited):
+    with job.working(engine.net):
         if not fresh and engine.checkpoint.exists():
             engine.restore()
         folder.write_json("environment.json", environment(job.device))
@@ -270,7 +269,7 @@ def _searched(job: Job, engine: Engine, folder: RunFolder, listener: Listener, s
 def _follow(job: Job, folder: RunFolder, *, fresh: bool) -> Run:
     """Do this process's part of a search whose folder another one writes."""
     engine = job.engine(folder, Observer())
-    with job.threads(engine.net), own_pages(job.limited):
+    with job.working(engine.net):
         if not fresh and engine.checkpoint.exists():
             engine.restore()
         with stop_on_signal(threading.Event()):  # which of us stops, and when, is the first one's word
