@@ -56,7 +56,7 @@ def test_live_bytes_are_the_most_that_live_at_once():
         (  # its largest is scoring, of as many as the selection split has
             "nb201",
             "bpnas",
-            {"space.channels": 6, "space.cells": 1, "engine.parts": 4, "data.fractions": [0.2, 0.2, 0.5, 0.1]},
+            {"space.channels": 6, "space.cells": 1, "data.fractions": [0.2, 0.2, 0.55, 0.05]},
         ),
         ("darts", "darts", {"space.channels": 3, "space.layers": 3}),
         ("bayesnas-cell", "bayesnas", {"space.channels": 3, "space.layers": 3}),
