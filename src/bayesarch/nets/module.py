@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayesarch.errors import ConfigError
+from bayesarch.nets.pointwise import pixels_first
 from bayesarch.nets.skeletons import Shape
 
 __all__ = ["in_layout", "own_module"]
@@ -29,7 +30,7 @@ def in_layout(net: nn.Module, input_shape: Shape) -> nn.Module:
         return net
     c, h, w = input_shape
     images = torch.zeros(2, h, w, c, device=like.device, dtype=like.dtype).permute(0, 3, 1, 2)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels_first(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
             net.eval()(images)

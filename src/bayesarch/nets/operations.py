@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError, nearest
+from bayesarch.nets.pointwise import pixels_first
 
 __all__ = ["OPERATIONS", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
 
@@ -110,6 +111,10 @@ def _dilated_dense(channels: int, kernel: int, stride: int, affine: bool) -> nn.
     )
 
 
+def _point(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    return pixels_first(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
+
+
 class Halving(nn.Module):
     """Two 1 x 1 convolutions at stride 2, the second of the image shifted by one pixel, side by side.
 
@@ -125,8 +130,8 @@ class Halving(nn.Module):
     ) -> None:
         super().__init__()
         self.before, self.after = before or nn.Identity(), after or nn.Identity()
-        self.even = nn.Conv2d(inputs, outputs // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(inputs, outputs - outputs // 2, 1, stride=2, bias=False)
+        self.even = _point(inputs, outputs // 2, 2)
+        self.odd = _point(inputs, outputs - outputs // 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of half the side, rounded up, shape (B, outputs, ceil(H/2), ceil(W/2))."""
@@ -148,9 +153,7 @@ def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
 def _skip_norm_first(channels: int, stride: int, affine: bool) -> nn.Module:
     if stride == 1:
         return nn.Identity()
-    return nn.Sequential(
-        nn.BatchNorm2d(channels, affine=affine), nn.Conv2d(channels, channels, 1, stride=stride, bias=False)
-    )
+    return nn.Sequential(nn.BatchNorm2d(channels, affine=affine), _point(channels, channels, stride))
 
 
 def _tree_conv(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
@@ -158,7 +161,7 @@ def _tree_conv(channels: int, kernel: int, stride: int, affine: bool) -> nn.Modu
     if kernel > 1:
         return nn.Sequential(*_norm_first(channels, kernel, stride, affine))
     norm = nn.BatchNorm2d(channels, affine=affine)
-    return nn.Sequential(norm, nn.ReLU(), nn.Conv2d(channels, channels, 1, stride=stride, bias=False))
+    return nn.Sequential(norm, nn.ReLU(), _point(channels, channels, stride))
 
 
 def _max_3x3(h: Tensor) -> Tensor:
