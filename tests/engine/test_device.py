@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bayesarch as ba
-from bayesarch.engine import resolve_device, working_threads
+from bayesarch.engine import SHARED_THREADS, resolve_device, working_threads
 from bayesarch.engine.device import MACS_PER_THREAD
 
 
@@ -31,6 +31,9 @@ def test_what_is_given_is_taken_and_put_back_after_an_error(four, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with working_threads(0.0) as threads:
         assert threads == 4  # the user's word
+    monkeypatch.setenv(SHARED_THREADS, "1")
+    with working_threads(2.1 * MACS_PER_THREAD) as threads:
+        assert threads == 2  # of the four that are this process's share
     with pytest.raises(ZeroDivisionError), working_threads(0.0, given=2):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 4

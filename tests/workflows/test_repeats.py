@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 import bayesarch as ba
+from bayesarch.engine import SHARED_THREADS
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.posteriors import jeffreys
 from bayesarch.spaces import TOY
@@ -59,18 +59,28 @@ def test_the_union_counts_the_runs(repeated):
 
 
 def test_a_repeat_equals_a_search_with_its_settings(repeated, tmp_path):
-    """Processes side by side change nothing, but for the number of threads."""
-    import torch
-
+    """Processes side by side change nothing."""
     run = children(repeated)[1]
-    assert json.loads(Path(run.path, "environment.json").read_text())["threads"] == max(1, os.cpu_count() // 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, os.cpu_count() // 2))
-    try:
-        alone = ba.search(config={**run.config}, out=tmp_path / "alone")
-    finally:
-        torch.set_num_threads(threads)
+    alone = ba.search(config={**run.config}, out=tmp_path / "alone")
+    for of in (run, alone):
+        assert of.folder.read_json("environment.json")["threads"] == 1  # of the tests' environment
     assert alone.posterior.to_json() == run.posterior.to_json()
+
+
+def test_processes_side_by_side_share_the_cores_unless_somebody_says_otherwise(monkeypatch):
+    from bayesarch.workflows.processes import _Crew, _local
+
+    def given():
+        found = _Crew([], 3, None, _local).environment
+        return found["OMP_NUM_THREADS"], found.get(SHARED_THREADS)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert given() == ("5", None)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert given() == ("2", "1")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert given() == ("1", "1")
 
 
 def test_the_page_and_the_table(repeated):

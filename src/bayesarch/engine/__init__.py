@@ -12,6 +12,7 @@ from bayesarch.engine.checkpoint import unpack as unpack
 from bayesarch.engine.conditionals import conditional_losses as conditional_losses
 from bayesarch.engine.curvature import Curvature as Curvature
 from bayesarch.engine.curvature import gate_curvature as gate_curvature
+from bayesarch.engine.device import SHARED_THREADS as SHARED_THREADS
 from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
 from bayesarch.engine.device import working_threads as working_threads
@@ -60,6 +61,7 @@ from bayesarch.engine.weights import Weights as Weights
 __all__ = [
     "RULES",
     "SCORED",
+    "SHARED_THREADS",
     "Asked",
     "Clock",
     "Curvature",

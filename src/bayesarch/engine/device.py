@@ -9,11 +9,14 @@ import torch
 
 from bayesarch.errors import DeviceError
 
-__all__ = ["MACS_PER_THREAD", "Precision", "autocast", "resolve_device", "working_threads"]
+__all__ = ["MACS_PER_THREAD", "SHARED_THREADS", "Precision", "autocast", "resolve_device", "working_threads"]
 
 MACS_PER_THREAD = 2**30
 """MACs of a forward pass that keep a thread busy; below, threads wait for one another more than they work. Measured:
 docs/decisions/0009-waiting-threads-sleep.md."""
+
+SHARED_THREADS = "BAYESARCH_SHARED_THREADS"
+"""Set for processes that run side by side: `OMP_NUM_THREADS` is then their share of the cores, and nobody's word."""
 
 Precision = Literal["fp32", "bf16"]
 """`bf16` runs the network under autocast; architecture parameters stay fp32 (a Dirichlet has no bf16 kernel)."""
@@ -53,7 +56,8 @@ def working_threads(macs: float, given: int | None = None) -> Iterator[int]:
         given: so many, whatever the rule says; None: the rule, unless `OMP_NUM_THREADS` says how many.
     """
     before = torch.get_num_threads()
-    wanted = before if "OMP_NUM_THREADS" in os.environ else max(1, min(before, round(macs / MACS_PER_THREAD)))
+    told = "OMP_NUM_THREADS" in os.environ and SHARED_THREADS not in os.environ
+    wanted = before if told else max(1, min(before, round(macs / MACS_PER_THREAD)))
     torch.set_num_threads(wanted if given is None else given)
     try:
         yield torch.get_num_threads()

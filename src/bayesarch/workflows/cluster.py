@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bayesarch.engine import SHARED_THREADS
 from bayesarch.errors import ConfigError
 
 __all__ = ["RayJob", "RayLauncher"]
 
-CARRIED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+CARRIED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", SHARED_THREADS)
 """What of our environment goes along."""
 
 

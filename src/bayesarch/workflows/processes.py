@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bayesarch.engine import Interrupted
+from bayesarch.engine import SHARED_THREADS, Interrupted
 from bayesarch.errors import RunError
 from bayesarch.workflows.cluster import RayLauncher
 from bayesarch.workflows.run import open_run
@@ -36,7 +36,9 @@ def run_folders(
     ray: str | None = None,
     stacks: Sequence[Sequence[Path]] = (),
 ) -> list[Path]:
-    """Bring every run to its end, `parallel` at a time, each in a process with its share of the cores.
+    """Bring every run to its end, `parallel` at a time, each in a process of its own.
+
+    A process has its share of the cores, of which its steps take as many as they keep busy, or `OMP_NUM_THREADS`.
 
     Args:
         paths: the run folders.
@@ -140,9 +142,10 @@ class _Crew:
         self.running: dict[Path, _Job] = {}
         self.failed: list[Path] = []
         self.done, self._told = 0, (-1, -1)
-        threads = max(1, (os.cpu_count() or 1) // parallel)
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        if "OMP_NUM_THREADS" not in os.environ:
+            threads = max(1, (os.cpu_count() or 1) // parallel)
+            self.environment |= {"OMP_NUM_THREADS": str(threads), SHARED_THREADS: "1"}
 
     @property
     def busy(self) -> bool:
