@@ -10,9 +10,12 @@ Nothing else should run.
 import argparse
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,10 +54,12 @@ def sized(sizes: dict[str, int], batch: int) -> dict[str, Any]:
     return {"engine.batch_size": batch, **{f"space.{key}": value for key, value in sizes.items()}}
 
 
-def memory_of(place: int, limited: bool) -> dict[str, float]:
+def memory_of(place: int, paged: bool) -> dict[str, float]:
     """Return what a search is told to hold, and by how much a process grows over a whole one of two epochs, MiB.
 
-    Where it has a limit (here one that it cannot reach), large tensors have pages of their own.
+    Args:
+        place: in `MEMORY`.
+        paged: whether large tensors have pages of their own.
     """
     import torch
 
@@ -64,51 +69,71 @@ def memory_of(place: int, limited: bool) -> dict[str, float]:
 
     torch.set_num_threads(1)
     method, space, sizes, batch, side = MEMORY[place]
-    given = {"engine.memory_limit": 1e6} if limited else {}
-    data, settings = photographs(batch, side), sized(sizes, batch) | given
+    data, settings = photographs(batch, side), sized(sizes, batch) | {"engine.own_pages": paged}
     short = {"engine.epochs": 2} | ({"method.reopen_steps": 0} if method == "bpnas" else {})
     before = kib("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         ba.search(data, space=space, method=method, set=settings | short, out=Path(folder) / "run")
     grown = (kib("VmHWM") - before) / 1024
     told = prepare(data, space=space, method=method, set=settings).trial().memory()
-    return {"grown": grown, "told": told / 2**20, "resident": resident(told, torch.device("cpu")) / 2**20}
+    return {"grown": grown, "told": told / 2**20, "resident": resident(told, torch.device("cpu"), paged=paged) / 2**20}
 
 
 def memory_row(short: bool) -> dict[str, Any]:
-    """Return told and resident memory of several searches, without a limit and with one."""
+    """Return told and resident memory of several searches, in the heap and with pages of their own."""
     found = []
     for place, (method, space, sizes, batch, side) in enumerate(MEMORY[4:5] if short else MEMORY):
         at = place + 4 * short
         row = {"method": method, "space": space, "sizes": sizes, "batch": batch, "side": side}
-        found.append(row | {"free": _alone(at, ""), "limited": _alone(at, "limited")})
-    return {"of": found, "steps": [_paged(at) for at in ((4,) if short else PAGED)]}
+        found.append(row | {"heap": _alone("--memory", at, ""), "paged": _alone("--memory", at, "paged")})
+    return {"of": found}
 
 
-def _paged(place: int) -> dict[str, dict[str, float]]:
-    """Return a whole step's seconds without and with pages of their own for large tensors, in turn, one thread."""
+def pages_row(short: bool) -> dict[str, Any]:
+    """Return how long a step takes with pages of its own for large tensors, over one with the heap's.
+
+    In processes of their own, in turn: a heap that has once grown serves what would have had pages of its own.
+    """
+    given = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    large = given.read_text().partition("[")[2].partition("]")[0] if given.is_file() else "unknown"
+    found = []
+    for place in (4,) if short else PAGED:
+        rounds = [{way: _alone("--step", place, way) for way in ("heap", "paged")} for _ in range(1 if short else 3)]
+        ratios = [each["paged"]["seconds"] / each["heap"]["seconds"] for each in rounds]
+        of_system = statistics.median(each["paged"]["system"] for each in rounds)
+        found.append(
+            {"seconds": {way: statistics.median(each[way]["seconds"] for each in rounds) for way in rounds[0]},
+             "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "system": of_system}
+        )  # fmt: skip
+    return {"large pages": large, "of": found}
+
+
+def step_of(place: int, way: str) -> dict[str, float]:
+    """Return seconds of a search's step by one thread, and the share of its work that is the system's."""
     import torch
 
     from bayesarch.engine import own_pages
     from bayesarch.workflows.job import prepare
 
-    method, space, sizes, batch, side = MEMORY[place]
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    trial = prepare(photographs(batch, side), space=space, method=method, set=sized(sizes, batch)).trial()
-
-    def twice(paged: bool) -> None:
-        with own_pages(paged):
+    method, space, sizes, batch, side = MEMORY[place]
+    times: list[float] = []
+    with own_pages(way == "paged"):
+        trial = prepare(photographs(batch, side), space=space, method=method, set=sized(sizes, batch)).trial()
+        for _ in range(2):
             trial.step(batch)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        for _ in range(7):
+            began = time.perf_counter()
             trial.step(batch)
+            times.append(time.perf_counter() - began)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    system, own = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
+    return {"seconds": statistics.median(times), "system": system / (system + own)}
 
-    found = in_turn({"free": lambda: twice(False), "own pages": lambda: twice(True)}, 7, "own pages")
-    torch.set_num_threads(before)
-    return found
 
-
-def _alone(place: int, limited: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory", str(place), limited]
+def _alone(what: str, place: int, way: str) -> dict[str, float]:
+    command = [sys.executable, __file__, what, str(place), way]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -260,16 +285,21 @@ def main() -> None:
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--threads", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory is not None:
         print(json.dumps(memory_of(int(arguments.memory[0]), bool(arguments.memory[1]))))
+        return
+    if arguments.step is not None:
+        print(json.dumps(step_of(int(arguments.step[0]), arguments.step[1])))
         return
     if arguments.threads:
         print(json.dumps(passes_by_threads(json.loads(arguments.threads))))
         return
     rows = {
         "memory": lambda: memory_row(arguments.short),
+        "pages": lambda: pages_row(arguments.short),
         "threads": lambda: threads_row(arguments.short),
         "depthwise": lambda: depthwise_row(arguments.short),
         "cuts": lambda: cuts_row(arguments.short),

@@ -128,12 +128,11 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     rows = record["rows"]
     held = [
         [f"{row['method']}, {row['space']}", ", ".join(f"{k} {v}" for k, v in row["sizes"].items()), str(row["batch"]),
-         str(row["side"]), *(f"{row['free'][key]:.0f}" for key in ("told", "grown")),
-         *(f"{row['limited'][key]:.0f}" for key in ("resident", "grown")),
-         f"{row['limited']['resident'] / row['limited']['grown']:.2f}"]
+         str(row["side"]), f"{row['heap']['told']:.0f}",
+         *(f"{row[way][key]:.0f}" for way in ("heap", "paged") for key in ("resident", "grown"))]
         for row in rows["memory"]["of"]
     ]  # fmt: skip
-    slower = ", ".join(_ratio(steps["free"]) for steps in rows["memory"]["steps"])
+    slower = ", ".join(f"{_ratio(row)}, {row['system']:.0%}" for row in rows["pages"]["of"])
     passes = [
         [f"{a['side']}, {a['channels']}, {a['cells']}", f"{a['macs'] / 1e9:.2f}", f"{1e3 * a['steps']['one']['seconds']:.0f}",
          _ratio(a["steps"]["two"]), f"{1e3 * b['steps']['one']['seconds']:.0f}", _ratio(b["steps"]["two"])]
@@ -153,25 +152,16 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     ]  # fmt: skip
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Tensors*: alive at once, told from two small steps. "
-        "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included; without "
-        "a limit, and with `--memory-limit` (one that it cannot reach), under which large tensors have pages of their own "
-        "and the process is *told* 1.1 times the tensors and 220 MiB.\n\n"
+        "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included: in the heap, "
+        "where it is *told* to be 3 times the tensors and 150 MiB at most, and with pages of their own for large tensors "
+        "(`engine.own_pages`), where it is told to be 1.1 times and 220 MiB.\n\n"
         + table(
-            [
-                "search",
-                "sizes",
-                "batch",
-                "side",
-                "tensors, MiB",
-                "grown, no limit",
-                "told, limit",
-                "grown, limit",
-                "told / grown",
-            ],
+            ["search", "sizes", "batch", "side", "tensors, MiB", "heap: told", "grown", "own pages: told", "grown"],
             held,
         )
-        + "\n\nHow many times as long a step takes with pages of its own, one thread (range over 7 rounds), for the "
-        f"second, fifth, sixth and last of these: {slower}.\n",
+        + "\n\nHow many times as long a step takes with pages of its own, one thread (range over 3 pairs of processes), and "
+        f"the system's share of its work, for the second, fifth, sixth and last of these: {slower}. The system gives "
+        f"large pages: {rows['pages']['large pages']}.\n",
         "### One thread and two\n\nA weights' pass of nb201, batch 64; the two in turn, medians of 7, how many times faster two "
         "are than one (range over rounds).\n\n"
         + table(

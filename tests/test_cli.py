@@ -110,8 +110,9 @@ def test_dry_run_says_the_price_and_writes_nothing(tmp_path, here):
     assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most [\d.]+ (s|min|h)", done.out)
     assert not (tmp_path / "r").exists()
     ways = ["--set", "engine.recompute=true", "--set", "engine.parts=2", "--memory-limit", "40G"]
+    ways += ["--set", "engine.own_pages=true"]
     said = here("search", "--dry-run", "--data", "planted", "--space", "toy", *ways).out
-    assert "MiB of tensors (cells computed twice, batches in 2 parts)\n" in said
+    assert "MiB of tensors (cells computed twice, batches in 2 parts, pages of their own for large ones)\n" in said
     record = json.loads(here("search", "--dry-run", "--json").out)
     assert record["steps_per_epoch"] == 11
     assert record["memory_bytes"] > 1e6

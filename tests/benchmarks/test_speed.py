@@ -137,7 +137,7 @@ def test_peaks_are_of_processes_of_their_own():
 
 
 def test_rows_on_the_machine_are_measured():
-    found = machine.memory_of(4, limited=False)  # the smallest
+    found = machine.memory_of(4, paged=False)  # the smallest
     assert 5 < found["told"] < 50
     assert found["grown"] >= 0
     assert found["resident"] > found["told"]

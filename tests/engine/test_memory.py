@@ -1,5 +1,6 @@
 """Memory is told from two small steps; cells computed twice give the same numbers, parts those of separate passes."""
 
+import ctypes
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from bayesarch.errors import ConfigError
 from bayesarch.nets import Supernet
 from bayesarch.nets.gated import supernet_from
 from bayesarch.spaces import SPACES
+from bayesarch.workflows import fitting
 from bayesarch.workflows.fitting import fitted, mebibytes, resident
 from bayesarch.workflows.job import prepare
+from bayesarch.workflows.plan import Trial
 from helpers import make_engine, posterior_of
 
 SIZES = {"nb201": {"channels": 4, "cells": 2}, "darts": {"channels": 3, "layers": 3}}
@@ -160,20 +163,35 @@ def test_less_is_held():
     assert held["parts"] < 0.5 * held["twice"]
 
 
-def test_the_cheapest_way_that_keeps_the_limit_is_taken():
-    sizes = {"space.channels": 8, "space.cells": 3}
-    assert fitted(job_of(**sizes)) is not None
-    cpu = torch.device("cpu")
-    ways = {(True, 1): {"recompute": True}, (True, 2): {"recompute": True, "parts": 2}}
-    for way, settings in ways.items():
-        job = job_of(**sizes, **{f"engine.{key}": value for key, value in settings.items()})
-        limit = resident(job.trial().memory(), cpu) / 2**20 + 0.1
-        engine = fitted(job_of(**sizes, **{"engine.memory_limit": limit})).settings.engine
-        assert (engine.recompute, engine.parts) == way
-        assert engine.memory_limit == limit
-    least = resident(0, cpu) / 2**20
-    with pytest.raises(ConfigError, match=rf"memory_limit={least + 1:.0f} MiB cannot be kept: the smallest way takes"):
-        fitted(job_of(**sizes, **{"engine.memory_limit": least + 1}))
+@pytest.mark.parametrize(
+    ("glibc", "limit", "way"),
+    [
+        (True, 3151, (False, 1, False)),
+        (True, 3149, (True, 1, False)),
+        (True, 1649, (False, 1, True)),
+        (True, 1319, (True, 1, True)),
+        (True, 769, (True, 2, True)),
+        (True, 549, (True, 4, True)),
+        (False, 1649, (True, 2, False)),
+        (False, 1049, (True, 4, False)),
+    ],
+)
+def test_the_cheapest_way_that_keeps_the_limit_is_taken(glibc, limit, way, monkeypatch):
+    held = {(False, 1): 1000, (True, 1): 500, (True, 2): 300, (True, 4): 200}
+    monkeypatch.setattr(Trial, "memory", lambda self: held[self.config.recompute, self.config.parts] * 2**20)
+    monkeypatch.setattr(fitting, "pages_can_be_owned", lambda: glibc)
+    sizes = {"space.channels": 4, "space.cells": 1}
+    engine = fitted(job_of(**sizes, **{"engine.memory_limit": limit})).settings.engine
+    assert (engine.recompute, engine.parts, engine.own_pages) == way
+    assert engine.memory_limit == limit
+    least = 440 if glibc else 750
+    with pytest.raises(ConfigError, match=rf"={least - 1} MiB cannot be kept: the smallest way takes about {least} M"):
+        fitted(job_of(**sizes, **{"engine.memory_limit": least - 1}))
+
+
+def test_without_a_limit_a_job_stays_as_it_is():
+    job = job_of(**{"space.channels": 4, "space.cells": 1})
+    assert fitted(job) is job
 
 
 def test_networks_of_channels_hold_what_they_hold():
@@ -215,15 +233,23 @@ def test_pages_are_asked_for_inside_the_block_only(monkeypatch):
     assert asked == [(-3, 2**20), (-3, 2**25)]  # M_MMAP_THRESHOLD, and where glibc itself lets it rise to
 
 
-def test_a_c_library_that_cannot_give_pages_is_reckoned_with_as_it_is(monkeypatch):
+def test_a_c_library_that_cannot_give_pages_is_left_alone(monkeypatch):
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     assert not pages_can_be_owned()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it was asked"))
     with own_pages(wanted=True):
-        assert resident(2**30, torch.device("cpu")) == 2.5 * 2**30 + 150 * 2**20
+        pass
+
+
+def test_what_a_process_takes_for_its_tensors():
+    cpu = torch.device("cpu")
+    assert resident(2**30, cpu, paged=False) == 3.0 * 2**30 + 150 * 2**20
+    assert resident(10 * 2**20, cpu, paged=True) == 231 * 2**20
+    assert resident(2**30, torch.device("cuda"), paged=False) == 1.15 * 2**30
 
 
 @pytest.mark.skipif(not pages_can_be_owned(), reason="the C library is not glibc")
-@pytest.mark.parametrize("limit", [650, 350])
+@pytest.mark.parametrize("limit", [700, 420])
 def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tmp_path):
     sizes = {"space.channels": 16, "space.cells": 2, "engine.batch_size": 64, "engine.epochs": 1}
     x, y = images(300, 32)
@@ -247,7 +273,9 @@ print(max(grown) / 1024)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     grown, engine = float(done.stdout.split()[-1]), ba.open_run(tmp_path / "run").config["engine"]
     job = prepare(data, method="darts", memory_limit=limit, set=sizes)
-    told = resident(fitted(job).trial().memory(), torch.device("cpu")) / 2**20
+    told = resident(fitted(job).trial().memory(), torch.device("cpu"), paged=engine["own_pages"]) / 2**20
     assert grown < limit
-    assert abs(told - grown) < 0.25 * grown, "a fifth is for whole searches; here the report is not yet written"
-    assert engine["recompute"] == (limit < 600)
+    assert engine["recompute"]
+    assert engine["own_pages"] == (limit == 420)
+    if engine["own_pages"]:
+        assert abs(told - grown) < 0.25 * grown, "a fifth is for whole searches; here the report is not yet written"

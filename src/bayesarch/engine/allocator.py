@@ -1,8 +1,9 @@
 """Pages of their own for large tensors, so that a process on a CPU takes what its tensors take.
 
-glibc keeps what is freed in heaps that fragment: a search's process then takes up to 2.6 times what is alive in it.
+glibc keeps what is freed in heaps that fragment: a search's process then takes up to three times what is alive in it.
 From `LARGE` bytes on, an allocation can have pages of its own, which go back to the system when it is freed. They have
-to be cleared each time, so that this is done where memory is limited and not elsewhere (decision 23).
+to be cleared each time, by half of a step's work where the system gives small ones, so that this is done where a limit
+on memory asks for it and not elsewhere (decision 23).
 """
 
 import ctypes

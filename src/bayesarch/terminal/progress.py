@@ -27,6 +27,7 @@ def _held(engine: Any) -> str:
     """Return how less memory is held, where that is so."""
     ways = ["cells computed twice"] if engine.recompute else []
     ways += [f"batches in {engine.parts} parts"] if engine.parts > 1 else []
+    ways += ["pages of their own for large ones"] if engine.own_pages else []
     return f" ({', '.join(ways)})" if ways else ""
 
 

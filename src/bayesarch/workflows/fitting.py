@@ -12,9 +12,9 @@ __all__ = ["fitted", "mebibytes", "resident"]
 
 PAGES, BESIDE = 1.1, 220 * 2**20
 """Resident memory over what tensors take, and bytes beside them (torch's convolutions, small blocks, what a search
-loads on its way), where large tensors have pages of their own, as a search with a limit gives them on a CPU (glibc)."""
-ALLOCATOR, LIBRARIES = 2.5, 150 * 2**20
-"""The same where they cannot have them: 1.2 to 2.6 times and 120 MiB were measured without."""
+loads on its way), where large tensors have pages of their own."""
+HEAP, LIBRARIES = 3.0, 150 * 2**20
+"""The same where they lie in the heap: 1.2 to 3.1 times were measured with glibc."""
 CARD = 1.15
 """The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
 
@@ -37,17 +37,24 @@ def mebibytes(text: str | None, flag: str) -> float | None:
         raise ConfigError(f"{flag} takes a size such as 900M or 4G; got {text!r}") from None
 
 
-def resident(tensors: int, device: torch.device) -> float:
-    """Return how many bytes a process takes at most for so many bytes of tensors, beside Python and torch."""
+def resident(tensors: int, device: torch.device, *, paged: bool) -> float:
+    """Return how many bytes a process takes at most for so many bytes of tensors, beside Python and torch.
+
+    Args:
+        tensors: bytes alive at once.
+        device: where they lie.
+        paged: whether large ones have pages of their own.
+    """
     if device.type == "cuda":
         return CARD * tensors
-    return PAGES * tensors + BESIDE if pages_can_be_owned() else ALLOCATOR * tensors + LIBRARIES
+    return PAGES * tensors + BESIDE if paged else HEAP * tensors + LIBRARIES
 
 
 def fitted(job: Job) -> Job:
     """Return the job with the cheapest way of holding memory that keeps `engine.memory_limit`; itself without one.
 
-    Whole, then cells computed twice, then batches in 2, 4, ... parts as well, of 4 examples at least.
+    Whole, then cells computed twice; either with pages of their own for large tensors, where they can be had; then
+    batches in 2, 4, ... parts as well, of 4 examples at least, without such pages and with them.
 
     Raises:
         ConfigError: if none keeps it; says what the smallest takes.
@@ -57,20 +64,21 @@ def fitted(job: Job) -> Job:
         return job
     if job.world.size > 1:
         raise ConfigError("engine.memory_limit: not with several processes, which share the batch already")
-    ways = [(engine.recompute, engine.parts), (True, engine.parts)]
+    pages = (engine.own_pages, job.device.type == "cpu" and pages_can_be_owned())
+    ways = [(recompute, engine.parts, paged) for paged in pages for recompute in (engine.recompute, True)]
     most = min(engine.batch_size, *job.partition.sizes.values()) // 4
     while ways[-1][1] * 2 <= most:
-        ways.append((True, ways[-1][1] * 2))
+        ways += [(True, ways[-1][1] * 2, paged) for paged in pages]
     least = float("inf")
-    for recompute, parts in dict.fromkeys(ways):
-        new = engine.model_copy(update={"recompute": recompute, "parts": parts})
+    for recompute, parts, paged in dict.fromkeys(ways):
+        new = engine.model_copy(update={"recompute": recompute, "parts": parts, "own_pages": paged})
         candidate = replace(job, settings=replace(job.settings, engine=new))
         try:
             trial = candidate.trial()
         except ConfigError:  # a network of channels holds what it holds
             break
         batch = trial.setting.batch_size
-        needs = resident(trial.memory(), job.device) / 2**20
+        needs = resident(trial.memory(), job.device, paged=paged) / 2**20
         if needs <= engine.memory_limit:
             return candidate
         least = min(least, needs)

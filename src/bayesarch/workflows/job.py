@@ -108,8 +108,7 @@ class Job:
     def working(self, net: Any) -> Iterator[None]:
         """Take steps on this network in the block: by as many threads, and with such pages, as the settings ask for."""
         engine, macs = self.settings.engine, net.full_macs * self.setting(net).batch_size
-        limited = engine.memory_limit is not None and self.device.type == "cpu"
-        with working_threads(macs, engine.threads), own_pages(limited):
+        with working_threads(macs, engine.threads), own_pages(engine.own_pages and self.device.type == "cpu"):
             yield
 
     def data_record(self) -> dict[str, Any]:
