@@ -31,9 +31,10 @@ ENDS_BY_ITSELF = ("bpnas", "bayesnas")
 """Methods that end when everything is decided, under the default cap."""
 
 
-def settings_of(method: str, epochs: int) -> dict:
+def settings_of(method: str, arguments: argparse.Namespace) -> dict:
     """Return what is not left at its default."""
-    return {} if method in ENDS_BY_ITSELF else {"engine.epochs": epochs}
+    width = {"space.channels": arguments.channels} if arguments.channels else {}
+    return width if method in ENDS_BY_ITSELF else {**width, "engine.epochs": arguments.epochs}
 
 
 # --- recurrence ------------------------------------------------------------------------------------------------------
@@ -126,6 +127,7 @@ def recurrence(arguments: argparse.Namespace) -> None:
         f"--methods {','.join(dict.fromkeys([*record['methods'], *arguments.methods.split(',')]))} "
         f"--runs {arguments.runs}"
         + (f" --limit {arguments.limit}" if arguments.limit else "")
+        + (f" --channels {arguments.channels}" if arguments.channels else "")
         + f" --epochs {arguments.epochs} --out {arguments.out}"
     )
     for method in arguments.methods.split(","):
@@ -138,7 +140,7 @@ def recurrence(arguments: argparse.Namespace) -> None:
         else:
             run = ba.search(
                 arguments.data, method=method, repeats=arguments.runs, parallel=arguments.parallel, out=out,
-                limit=arguments.limit, set=settings_of(method, arguments.epochs),
+                limit=arguments.limit, set=settings_of(method, arguments),
             )  # fmt: skip
         runs = [ba.open_run(path) for path in sorted(Path(run.path, "repeats").iterdir())]
         record["methods"][method] = judge(runs)
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("part", choices=("recurrence", "toy"))
     parser.add_argument("--data", default="digits")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--channels", type=int)
     parser.add_argument("--methods", default=",".join(name for name, entry in ba.METHODS.items() if not entry.channels))
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--datasets", type=int, default=40)
