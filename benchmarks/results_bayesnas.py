@@ -89,7 +89,8 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
         "they depended on, smallest and largest share over seeds. *Accuracy while searching*: mean over the last epochs "
         "before the last update, which under the flat prior is that of the whole supernet. *At the end*: after removal, "
         "one option per edge where the space wants that, and closing epochs. Selection split, "
-        f"n = {rows[0]['n']}; seconds beside other work.{older}\n\n"
+        f"n = {rows[0]['n']}. The spaces have their default widths, but for 8 channels in darts and tree-cell. Seconds beside "
+        f"other work, pauses of the process included.{older}\n\n"
         f"{table(head, body)}\n\n{machine(record)}\n"
     )
 
