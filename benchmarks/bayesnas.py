@@ -45,9 +45,12 @@ SPACES = {
 }
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATA = {"digits": ("digits", {}), "mnist": (str(SHARED / "mnist.npz"), {"data.limit": 2000})}
-ARMS = {"default": {}, "lambda .03": HIGH, "flat prior": FLAT}
-MOST = {"default": 2, "lambda .03": 0, "flat prior": 1}
-"""Seeds in spaces of two-input and tree cells, whose searches take minutes."""
+ARMS = {
+    "digits": {"default": {}, "flat prior": FLAT},
+    "mnist": {"default": {}, "lambda .03": HIGH, "flat prior": FLAT},
+}
+MOST = {"default": 2, "flat prior": 1}
+"""Seeds in spaces of two-input and tree cells, whose searches take minutes; other arms have none there."""
 VARIANTS = {
     "default (lambda .007, gamma 1, full, 3 rounds)": {},
     "lambda .005": {"method.penalty_gates": 0.005, "method.penalty_operations": 0.005},
@@ -127,9 +130,9 @@ def prior(arguments: argparse.Namespace) -> None:
         {
             f"{space}, {name}, seed {seed}": (space, seed, settings)
             for seed in range(arguments.seeds)
-            for name, settings in ARMS.items()
+            for name, settings in ARMS[arguments.data].items()
             for space in arguments.spaces.split(",")
-            if (seed < MOST[name] if space != "nb201" else name != "lambda .03" or arguments.data == "mnist")
+            if space == "nb201" or seed < MOST.get(name, 0)
         },
         arguments.data,
     )

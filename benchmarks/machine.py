@@ -139,6 +139,37 @@ def _alone(what: str, place: int, way: str) -> dict[str, float]:
     return found
 
 
+def points_row(short: bool) -> dict[str, Any]:
+    """Return (input, output) channels of strided 1 x 1 convolutions whose gradients end a process: plain, and ours."""
+    import torch
+
+    wide = (1, 4) if short else (1, 2, 3, 5, 8, 12, 16, 32)
+    tried = [(inputs, outputs) for inputs in range(1, 4 if short else 13) for outputs in wide]
+    plain, ours = ([pair for pair in tried if not _lives(*pair, ours=ours)] for ours in (False, True))
+    return {"isa": torch.backends.cpu.get_cpu_capability(), "tried": len(tried), "plain": plain, "ours": ours}
+
+
+def _lives(inputs: int, outputs: int, *, ours: bool) -> bool:
+    """Return whether a process lives through 60 gradients, channels last, with small blocks of memory between."""
+    import torch
+
+    from bayesarch.nets.pointwise import pixels_first
+
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        torch.set_num_threads(1)
+        conv = torch.nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        conv = (pixels_first(conv) if ours else conv).to(memory_format=torch.channels_last)
+        kept = []
+        for i in range(60):
+            x = torch.randn(8, inputs, 12, 12).contiguous(memory_format=torch.channels_last)
+            conv(x).square().sum().backward()
+            kept += [torch.randn(1 + (37 * i + 11 * j) % 400) for j in range(20)]
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def threads_row(short: bool) -> dict[str, Any]:
     """Return weights' passes of nb201 by one thread and by two, asleep or spinning while they wait."""
     sizes = [(8, 8, 1), (8, 16, 1), (8, 32, 1), (8, 16, 5), (16, 16, 1), (28, 8, 1), (16, 32, 1), (32, 16, 1)]
@@ -300,6 +331,7 @@ def main() -> None:
     rows = {
         "memory": lambda: memory_row(arguments.short),
         "pages": lambda: pages_row(arguments.short),
+        "points": lambda: points_row(arguments.short),
         "threads": lambda: threads_row(arguments.short),
         "depthwise": lambda: depthwise_row(arguments.short),
         "cuts": lambda: cuts_row(arguments.short),

@@ -162,6 +162,11 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
         + "\n\nHow many times as long a step takes with pages of its own, one thread (range over 3 pairs of processes), and "
         f"the system's share of its work, for the second, fifth, sixth and last of these: {slower}. The system gives "
         f"large pages: {rows['pages']['large pages']}.\n",
+        "### Strided points\n\n1 x 1 convolutions at stride 2, channels last, 60 gradients each in a process of its own: of "
+        f"{rows['points']['tried']} pairs of input (1 to 12) and output channels (1 to 32) "
+        f"{len(rows['points']['plain'])} ended the process with the plain convolution, those of "
+        f"{', '.join(map(str, sorted({pair[0] for pair in rows['points']['plain']})))} input channels, and "
+        f"{len(rows['points']['ours'])} with the pixels taken first (`nets/pointwise.py`); {rows['points']['isa']}.\n",
         "### One thread and two\n\nA weights' pass of nb201, batch 64; the two in turn, medians of 7, how many times faster two "
         "are than one (range over rounds).\n\n"
         + table(

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -33,28 +34,32 @@ def same(a, b):
     assert all(torch.equal(tensors[k], others[k]) for k in tensors)
 
 
-@pytest.mark.parametrize(
-    ("method", "stop_at"),
-    [(name, 13) for name, entry in METHODS.items() if not entry.channels]
-    + [
-        (name, stop_at) for name in ("bpnas", "bayesnas", "random") for stop_at in (1, 18)
-    ],  # the first step, the closing
-)
-def test_resume_is_bit_for_bit(tmp_path, method, stop_at):
+def resumable(method):
+    """Return settings of a search that prunes, closes and ends within 20 steps or so."""
     settings = {"method": method, "epochs": 8, "closing_epochs": 2, **SMALL}
-    if method == "bpnas":
-        settings["settings"] = {"alpha_lr": 0.1, "reopen_steps": 2}
-    whole = make_engine(tmp_path / "a", **settings).run()
+    return settings | ({"settings": {"alpha_lr": 0.1, "reopen_steps": 2}} if method == "bpnas" else {})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The whole search of a method, run once."""
+    return cache(lambda method: make_engine(tmp_path_factory.mktemp(method), **resumable(method)).run())
+
+
+@pytest.mark.parametrize("stop_at", [1, 13, 18])
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.channels])
+def test_resume_is_bit_for_bit(tmp_path, unbroken, method, stop_at):
+    whole, settings = unbroken(method), resumable(method)
     steps = []
 
     def stop():
         return len(steps) == stop_at
 
-    broken = make_engine(tmp_path / "b", **settings, observer=Observer(on_step=steps.append, should_stop=stop))
+    broken = make_engine(tmp_path, **settings, observer=Observer(on_step=steps.append, should_stop=stop))
     with pytest.raises(Interrupted):
         broken.run()
     assert broken.place.steps == stop_at
-    resumed = make_engine(tmp_path / "b", **settings).restore()
+    resumed = make_engine(tmp_path, **settings).restore()
     assert resumed.place.steps == stop_at
     same(whole, resumed.run())
     assert posterior_of(whole).to_json() == posterior_of(resumed).to_json()

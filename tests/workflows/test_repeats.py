@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from bayesarch.engine import SHARED_THREADS
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.posteriors import jeffreys
 from bayesarch.spaces import TOY
+from bayesarch.workflows.cluster import RayLauncher
 
 TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 
@@ -81,6 +83,19 @@ def test_processes_side_by_side_share_the_cores_unless_somebody_says_otherwise(m
     assert given() == ("2", "1")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert given() == ("1", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")  # the share of a process that starts others
+    monkeypatch.setenv(SHARED_THREADS, "1")
+    assert given() == ("2", "1")
+
+
+def test_a_cluster_is_told_of_threads_and_of_nothing_else(monkeypatch, tmp_path):
+    sent = []
+    task = SimpleNamespace(remote=lambda *given: sent.append(given))
+    ray = SimpleNamespace(is_initialized=lambda: True, remote=lambda **options: lambda work: task)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", SHARED_THREADS: "1"}
+    RayLauncher("local")(tmp_path, ["python"], {**threads, "HOME": "/root"})
+    assert sent == [(str(tmp_path), ["python"], threads)]
 
 
 def test_the_page_and_the_table(repeated):

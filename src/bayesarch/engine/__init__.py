@@ -15,6 +15,7 @@ from bayesarch.engine.curvature import gate_curvature as gate_curvature
 from bayesarch.engine.device import SHARED_THREADS as SHARED_THREADS
 from bayesarch.engine.device import autocast as autocast
 from bayesarch.engine.device import resolve_device as resolve_device
+from bayesarch.engine.device import threads_are_told as threads_are_told
 from bayesarch.engine.device import working_threads as working_threads
 from bayesarch.engine.joint import World as World
 from bayesarch.engine.loop import Engine as Engine
@@ -110,6 +111,7 @@ __all__ = [
     "save_checkpoint",
     "score",
     "switch_curvature",
+    "threads_are_told",
     "unpack",
     "weight_curvature",
     "working_threads",

@@ -9,7 +9,15 @@ import torch
 
 from bayesarch.errors import DeviceError
 
-__all__ = ["MACS_PER_THREAD", "SHARED_THREADS", "Precision", "autocast", "resolve_device", "working_threads"]
+__all__ = [
+    "MACS_PER_THREAD",
+    "SHARED_THREADS",
+    "Precision",
+    "autocast",
+    "resolve_device",
+    "threads_are_told",
+    "working_threads",
+]
 
 MACS_PER_THREAD = 2**30
 """MACs of a forward pass that keep a thread busy; below, threads wait for one another more than they work. Measured:
@@ -45,6 +53,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def threads_are_told() -> bool:
+    """Return whether the user has said how many threads there are to be."""
+    return "OMP_NUM_THREADS" in os.environ and SHARED_THREADS not in os.environ
+
+
 @contextlib.contextmanager
 def working_threads(macs: float, given: int | None = None) -> Iterator[int]:
     """Run a block with as many of torch's threads as its passes keep busy, and put the number back afterwards.
@@ -56,8 +69,7 @@ def working_threads(macs: float, given: int | None = None) -> Iterator[int]:
         given: so many, whatever the rule says; None: the rule, unless `OMP_NUM_THREADS` says how many.
     """
     before = torch.get_num_threads()
-    told = "OMP_NUM_THREADS" in os.environ and SHARED_THREADS not in os.environ
-    wanted = before if told else max(1, min(before, round(macs / MACS_PER_THREAD)))
+    wanted = before if threads_are_told() else max(1, min(before, round(macs / MACS_PER_THREAD)))
     torch.set_num_threads(wanted if given is None else given)
     try:
         yield torch.get_num_threads()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bayesarch.engine import SHARED_THREADS, Interrupted
+from bayesarch.engine import SHARED_THREADS, Interrupted, threads_are_told
 from bayesarch.errors import RunError
 from bayesarch.workflows.cluster import RayLauncher
 from bayesarch.workflows.run import open_run
@@ -143,9 +143,9 @@ class _Crew:
         self.failed: list[Path] = []
         self.done, self._told = 0, (-1, -1)
         self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        if "OMP_NUM_THREADS" not in os.environ:
-            threads = max(1, (os.cpu_count() or 1) // parallel)
-            self.environment |= {"OMP_NUM_THREADS": str(threads), SHARED_THREADS: "1"}
+        if not threads_are_told():
+            ours = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+            self.environment |= {"OMP_NUM_THREADS": str(max(1, ours // parallel)), SHARED_THREADS: "1"}
 
     @property
     def busy(self) -> bool:
