@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import bayesarch as ba
-from bayesarch.data import DataConfig, Feeder, FileSplit, ImageFiles, imagenet16, load, split, splits_on
+from bayesarch.data import DataConfig, Feeder, FileSplit, ImageFiles, imagenet16, load, sources, split, splits_on
 from bayesarch.data.files import render
 from bayesarch.errors import DataError
 from bayesarch.testing import check_dataset
 from bayesarch.workflows.job import prepare
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("file", ["read", "not there"])
+def test_digits_are_those_of_scikit_learn(file, monkeypatch):
+    if file == "not there":
+        monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    found, bunch = load(DataConfig(source="digits")), load_digits()
+    assert np.array_equal(found.images[..., 0], np.rint(bunch.images * (255 / 16)))
+    assert np.array_equal(found.labels, bunch.target)
+    assert found.images.shape == (1797, 8, 8, 1)
+    assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int64)
 
 
 def records(path, labels, rng, *, coarse=False):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets import architecture_cost, build, latency_ms, network_cost, tidy_sizes
+from bayesarch.nets import architecture_cost, build, latency_ms, network_cost, tidy_sizes, widest
 from bayesarch.spaces import NB201, Architecture
 
 BENCHMARK = {"sizes": tidy_sizes(NB201, None), "input_shape": (3, 32, 32), "classes": 10}
@@ -110,3 +110,16 @@ def test_latency_is_a_positive_number_of_milliseconds():
     slow = latency_ms(net, (1, 64, 64), batch=32, repeats=5)
     assert 0 < fast < slow
     assert net.training
+
+
+@pytest.mark.parametrize("most", [0, 7, 8, 9, 23, 24, 1000, 10**9])
+def test_the_widest_is_found_by_few_trials(most):
+    tried = []
+
+    def macs(channels):
+        tried.append(channels)
+        return 3 * channels**2 + 5 * channels
+
+    largest = max((c for c in range(1, 20_000) if 3 * c**2 + 5 * c <= most), default=1)
+    assert widest(macs, most) == largest
+    assert len(tried) <= 2 * largest.bit_length() + 2

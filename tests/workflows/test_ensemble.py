@@ -174,7 +174,7 @@ def test_a_pool_is_trained_and_its_best_are_taken(run, tmp_path, fog_alone, here
     assert sum(kept["mixture"]["weights"]) == pytest.approx(1.0)
 
 
-def test_a_member_that_fails_does_not_take_the_others_with_it(run, tmp_path, monkeypatch, fog_alone):
+def test_a_member_that_fails_does_not_take_the_others_with_it(run, tmp_path, monkeypatch, fog_alone, here):
     original = workflow._Work._member
 
     def breaking(self, index, arch):

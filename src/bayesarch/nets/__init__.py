@@ -13,6 +13,7 @@ from bayesarch.nets.cost import cost_limits as cost_limits
 from bayesarch.nets.cost import latency_ms as latency_ms
 from bayesarch.nets.cost import network_cost as network_cost
 from bayesarch.nets.cost import option_costs as option_costs
+from bayesarch.nets.cost import widest as widest
 from bayesarch.nets.coupling import Units as Units
 from bayesarch.nets.coupling import cut_units as cut_units
 from bayesarch.nets.coupling import held_inputs as held_inputs
@@ -67,4 +68,5 @@ __all__ = [
     "supernet_from",
     "tidy_sizes",
     "units_of",
+    "widest",
 ]

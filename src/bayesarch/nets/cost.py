@@ -7,6 +7,8 @@ in a moment; `network_cost` prices a built network, and the two agree.
 
 import statistics
 import time
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +23,16 @@ from bayesarch.nets.skeletons import Shape
 from bayesarch.nets.slicing import slice_inputs
 from bayesarch.spaces import Architecture, Limits, Space
 
-__all__ = ["Cost", "OptionCosts", "architecture_cost", "cost_limits", "latency_ms", "network_cost", "option_costs"]
+__all__ = [
+    "Cost",
+    "OptionCosts",
+    "architecture_cost",
+    "cost_limits",
+    "latency_ms",
+    "network_cost",
+    "option_costs",
+    "widest",
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) 
     """Return the additive costs of a space's options in the network of `sizes`; nothing is allocated."""
     with torch.device("meta"):
         net = PlainNetwork(plain_trunk(space, sizes, input_shape, classes, range(space.n_options)))
-        macs = macs_by_parameter(net, input_shape)
+    macs = macs_by_parameter(net, input_shape)
     if not space.additive:  # then at least what all of them together cost is known
         whole = Cost(sum(p.numel() for p in net.parameters()), sum(macs.values()))
         return OptionCosts(whole, (Cost(0, 0),) * space.n_options)
@@ -85,7 +96,7 @@ MANY = 64
 def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
     with torch.device("meta"):
         net = PlainNetwork(plain_trunk(arch.space, sizes, input_shape, classes, arch.columns))
-        return network_cost(net, input_shape)
+    return network_cost(net, input_shape)
 
 
 @lru_cache(maxsize=1024)
@@ -103,6 +114,14 @@ def architecture_cost(arch: Architecture, *, sizes: Config, input_shape: Shape, 
         return _alone(arch, sizes, input_shape, classes)
     costs = option_costs(arch.space, sizes, input_shape, classes)
     return sum((costs.options[g] for g in arch.columns), costs.base)
+
+
+def widest(macs: Callable[[int], int], most: int) -> int:
+    """Return the largest number of channels whose MACs are at most `most`, or 1; `macs` grows with the channels."""
+    above = 2
+    while macs(above) <= most:
+        above *= 2
+    return max(1, bisect_right(range(above), most, lo=1, key=macs) - 1)
 
 
 def latency_ms(net: nn.Module, input_shape: Shape, *, batch: int = 1, repeats: int = 20) -> float:

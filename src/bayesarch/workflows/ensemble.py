@@ -36,7 +36,7 @@ from bayesarch.ensembles import (
 )
 from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional.uncertainty import softmax
-from bayesarch.nets import architecture_cost, tidy_sizes
+from bayesarch.nets import architecture_cost, tidy_sizes, widest
 from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import NB201, Architecture
 from bayesarch.workflows.config import merge, overrides, read_config
@@ -341,9 +341,7 @@ class _Work:
                 sizes = NB201.sizes(channels=channels, cells=cells)  # type: ignore[call-arg]
                 return architecture_cost(arch, sizes=sizes, input_shape=shape, classes=classes).macs
 
-            channels = 1
-            while macs(channels + 1) <= target:
-                channels += 1
+            channels = widest(macs, target)
             record = training_record(
                 arch,
                 seed=1000 * self.settings.seed,
