@@ -181,3 +181,8 @@ def test_within_limits_is_the_product_conditioned():
 def test_within_limits_that_nothing_keeps():
     with pytest.raises(ValueError, match="no architecture"):
         WithinLimits(TOY, TABLE, Limits(("cost",), (0.5,), (1.0,), LIMITS.costs))
+
+
+def test_a_certain_posterior_has_an_entropy_of_zero_and_not_of_minus_zero():
+    arch = Architecture(TOY, ((1,), (2,), (1,)))
+    assert f"{Listed([(arch, 1.0)], kind='recurrence').entropy():.2f}" == "0.00"

@@ -4,10 +4,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import bayesarch as ba
 from bayesarch.errors import RunError
+from bayesarch.report import page as pages
 from bayesarch.report import plots, write_report
+from bayesarch.report.amounts import amount, counted, duration, tick
 from bayesarch.runs import RunFolder
 
 
@@ -20,10 +23,38 @@ def page(run) -> str:
     return (Path(run.path) / "report.html").read_text()
 
 
+def test_numbers_as_people_read_them():
+    assert [amount(v) for v in (0, 999, 1000, 1.35e6, 2.98e11)] == ["0", "999", "1.00 k", "1.35 M", "298.00 G"]
+    assert amount(2e9, "B") == "2.00 GB"
+    assert [tick(v) for v in (0.5, 32, 500_000, 1.5e6, 2e9)] == ["0.5", "32", "500 k", "1.5 M", "2 G"]
+    assert [counted(n, "run") for n in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]
+    assert [duration(s) for s in (89, 90, 5399, 5400)] == ["89 s", "2 min", "90 min", "1.5 h"]
+
+
+@pytest.mark.parametrize(("costs", "scale"), [((1e5, 2.9e5), "linear"), ((1e5, 3e5), "log"), ((0, 4), "linear")])
+def test_costs_are_drawn_logarithmically_where_they_differ_threefold(costs, scale):
+    axes = Figure().subplots()
+    axes.plot(costs, (0, 1))
+    plots.costs(axes)
+    assert axes.get_xscale() == scale
+    assert axes.xaxis.get_major_formatter()(2e5) == "200 k"
+
+
+def test_a_notation_breaks_between_edges_and_stays_text():
+    assert pages._breaking("|a<b~0|+|c~1|") == "|<wbr>a&lt;b~0|<wbr>+|<wbr>c~1|<wbr>"
+
+
+def test_equal_cells_are_drawn_once(run):
+    edges, texts = run.summary["edges"], ("x", "y", "x")
+    drawn = pages._drawn([{"path": str(i), "text": text, "edges": edges} for i, text in enumerate(texts)])
+    assert [(d["text"], d["paths"]) for d in drawn] == [("x", ["0", "2"]), ("y", ["1"])]
+    assert drawn[0]["drawing"].startswith("<svg")
+
+
 class Tags(HTMLParser):
     """Counts tags, collects what is loaded from elsewhere, and checks that tags are closed in order."""
 
-    VOID = ("meta", "br", "path", "use", "rect", "link", "circle", "image")
+    VOID = ("meta", "br", "path", "use", "rect", "link", "circle", "image", "wbr")
 
     def __init__(self):
         super().__init__()

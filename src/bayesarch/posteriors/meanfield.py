@@ -152,4 +152,4 @@ def table_of(weights: Weights, space: Space) -> list[list[float]]:
 def entropy_of(row: np.ndarray) -> float:
     """Return the entropy of a distribution in nats."""
     positive = row[row > 0]
-    return float(-(positive * np.log(positive)).sum())
+    return float(0.0 - (positive * np.log(positive)).sum())  # 0, not -0, where all is on one

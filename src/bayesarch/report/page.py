@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from bayesarch.report.amounts import amount, counted, duration
 from bayesarch.runs import RunFolder, write_atomically
 
 __all__ = [
@@ -117,16 +118,19 @@ def write_compression_report(folder: RunFolder) -> None:
 
 
 def _drawn(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return name, notation and drawing of each member; networks whose choices are no edges are not drawn."""
+    """Return names, notation and drawing of members, equal cells once; what has no edges is not drawn."""
     from bayesarch.report import plots
 
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for member in members:
+        alike.setdefault(member["text"], []).append(member)
     return [
         {
-            "path": member["path"],
-            "text": member["text"],
-            "drawing": plots.cell(member["edges"]) if any(e["source"] is not None for e in member["edges"]) else None,
+            "paths": [member["path"] for member in some],
+            "text": text,
+            "drawing": plots.cell(some[0]["edges"]) if any(e["source"] is not None for e in some[0]["edges"]) else None,
         }
-        for member in members
+        for text, some in alike.items()
     ]
 
 
@@ -179,8 +183,16 @@ def _render(template: str, content: dict[str, Any]) -> bytes:
     from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("bayesarch.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"amount": amount, "counted": counted, "duration": duration, "breaking": _breaking}
     style = files("bayesarch.report").joinpath("style.css").read_text()
     return environment.get_template(template).render(**content, style=Markup(style), span=_span).encode()
+
+
+def _breaking(cell: str) -> str:
+    """Return a cell's notation that breaks between edges where a line is too short, and not within a name."""
+    from markupsafe import Markup, escape
+
+    return escape(cell).replace("|", Markup("|<wbr>"))
 
 
 def _span(interval: dict[str, float]) -> str:

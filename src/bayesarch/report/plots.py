@@ -8,8 +8,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
+from matplotlib.ticker import LogLocator, NullFormatter
 
-__all__ = ["candidates", "cell", "heatmap", "intervals", "learning", "pareto", "pruning", "quiet", "svg"]
+from bayesarch.report.amounts import tick
+
+__all__ = ["candidates", "cell", "costs", "heatmap", "intervals", "learning", "pareto", "pruning", "quiet", "svg"]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
@@ -32,6 +35,16 @@ def quiet(axes: Axes) -> None:
     """Leave only the left and bottom spine."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def costs(axes: Axes) -> None:
+    """Label costs on the x axis with prefixes, logarithmically where they differ threefold; call it last."""
+    low, high = axes.dataLim.intervalx
+    if 0 < 3 * low <= high:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
 
 
 def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: str) -> str:
@@ -108,7 +121,7 @@ def pareto(record: Mapping[str, Any]) -> str:
                 textcoords="offset points",
                 fontsize=7,
             )
-        axes.set_xscale("log")
+        costs(axes)
         axes.set_xlabel(label, fontsize=9)
         quiet(axes)
     figure.axes[0].set_ylabel(record["metric"].replace("_", " "), fontsize=9)
@@ -161,7 +174,7 @@ def cell(edges: Records) -> str:
 
 
 def _draw(axes: Axes, edges: Records) -> None:
-    nodes = _forward(edges)
+    nodes, heights = _forward(edges), [0.0]
     place = {node: 2.0 * i for i, node in enumerate(nodes)}
     for index, edge in enumerate(edge for edge in edges if edge["options"]):
         start, end = place[edge["source"]], place[edge["target"]]
@@ -187,6 +200,7 @@ def _draw(axes: Axes, edges: Records) -> None:
         named = f"{len(edge['options'])} operations" if several else "\n".join(edge["options"])
         label = "inactive" if edge["inactive"] else named
         height = -bend * (end - start) / 2.0
+        heights.append(height)
         axes.text(
             (start + end) / 2,
             height + (0.1 if height >= 0 else -0.1),
@@ -199,9 +213,8 @@ def _draw(axes: Axes, edges: Records) -> None:
     for node, x in place.items():
         axes.add_patch(Circle((x, 0), 0.2, facecolor="white", edgecolor=INK, linewidth=1.4, zorder=3))
         axes.text(x, 0, node, ha="center", va="center", fontsize=10, color=INK, zorder=4)
-    reach = 0.36 * place[nodes[-1]] / 2 + 0.35
     axes.set_xlim(-0.5, place[nodes[-1]] + 0.5)
-    axes.set_ylim(-reach, reach)
+    axes.set_ylim(min(heights) - 0.5, max(heights) + 0.5)
     axes.set_aspect("equal")
     axes.axis("off")
 

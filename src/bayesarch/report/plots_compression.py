@@ -5,7 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bayesarch.report.plots import ACCENT, GREY, INK, WARM, quiet, svg
+from bayesarch.report.amounts import tick
+from bayesarch.report.plots import ACCENT, GREY, INK, WARM, costs, quiet, svg
 
 __all__ = ["layers", "path"]
 
@@ -26,7 +27,7 @@ def path(metrics: Sequence[Mapping[str, Any]], chosen: int, dense: float) -> str
     for r in metrics:
         if r["epoch"] == chosen:
             axes.plot([r["macs"]], [r["selection_accuracy"]], color=WARM, marker="o", markersize=8, fillstyle="none")
-    axes.set_xscale("log")
+    costs(axes)
     axes.invert_xaxis()
     axes.set_xlabel("MACs of one image", fontsize=8)
     axes.set_ylabel("accuracy, selection split", fontsize=8)
@@ -45,6 +46,7 @@ def layers(table: Sequence[Mapping[str, Any]]) -> str:
     axes.barh(rows, [row["after"]["macs"] for row in table], color=ACCENT, height=0.45)
     axes.set_yticks(list(rows), [row["layer"] or "the layer" for row in table], fontsize=7)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
     axes.set_xlabel("MACs of one image", fontsize=8, color=INK)
     axes.tick_params(labelsize=7)
     quiet(axes)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from bayesarch.terminal.amounts import amount
+from bayesarch.report.amounts import amount
 
 __all__ = ["CompressionProgress", "print_compression"]
 

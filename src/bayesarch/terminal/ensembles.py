@@ -7,7 +7,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bayesarch.terminal.amounts import amount, duration
+from bayesarch.report.amounts import amount, counted, duration
 
 __all__ = ["EnsembleProgress", "RoadProgress", "print_answers", "print_evaluation"]
 
@@ -160,9 +160,10 @@ def _ensemble_lines(run: Any) -> list[tuple[str, str]]:
     lines.append(
         (
             "trained",
-            f"{summary['candidates']} candidates from {summary['source']}, {summary['distinct']} different functions "
-            f"among the members, {summary['budget']['epochs']} epochs in all, "
-            f"{amount(summary['budget']['epoch_macs'])} forward MACs, {duration(summary['times']['seconds'])}",
+            f"{counted(summary['candidates'], 'candidate')} from {summary['source']}, "
+            f"{counted(summary['distinct'], 'different function')} among the members, "
+            f"{summary['budget']['epochs']} epochs in all, {amount(summary['budget']['epoch_macs'])} forward MACs, "
+            f"{duration(summary['times']['seconds'])}",
         )
     )
     if summary["failed"]:

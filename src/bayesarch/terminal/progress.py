@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from bayesarch.terminal.amounts import amount, duration
+from bayesarch.report.amounts import amount, duration
 
 __all__ = ["Progress", "TrainingProgress", "plan_line"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bayesarch.terminal.amounts import amount, duration
+from bayesarch.report.amounts import amount, counted, duration
 
 __all__ = [
     "print_architecture",
@@ -118,8 +118,8 @@ def print_repeats(run: Any) -> None:
     low, high = min(accuracies), max(accuracies)
     for name, value in (
         ("cell", f"{summary['cell']}, found in {summary['votes']} of {summary['repeats']} runs"),
-        ("runs", f"{summary['repeats']}, {summary['distinct_cells']} different cells, "
-                 f"{summary['distinct_functions']} different functions"),
+        ("runs", f"{summary['repeats']}, {counted(summary['distinct_cells'], 'different cell')}, "
+                 f"{counted(summary['distinct_functions'], 'different function')}"),
         ("size", f"{summary['params']:,} parameters, {amount(summary['macs'])} MACs"),
         ("accuracy", f"{sum(accuracies) / len(accuracies):.4f} ({low:.4f} to {high:.4f}) on the selection split, "
                      "weights inherited from the search"),
