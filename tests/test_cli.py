@@ -80,7 +80,7 @@ def test_show_and_status_need_no_torch(finished):
     path, done = finished
     code = (
         "import sys\nfrom bayesarch.cli import app\n"
-        f"for words in (['show', {str(path)!r}], ['status', {str(path)!r}]):\n"
+        f"for words in (['show', {str(path)!r}], ['status', {str(path)!r}], ['status', {str(path.parent)!r}]):\n"
         "    try:\n        app(words)\n    except SystemExit as stop:\n        assert not stop.code\n"
         "assert 'torch' not in sys.modules"
     )
@@ -90,9 +90,19 @@ def test_show_and_status_need_no_torch(finished):
     assert "finished" in shown.stdout
 
 
+def test_status_of_no_run_is_that_of_the_runs_here(finished, tmp_path, here, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    _, row, note = here("status").out.splitlines()
+    assert row.startswith("runs/one  search, bpnas in toy  planted  finished ")
+    assert "selection split" in note
+
+
 def test_json_is_json_and_nothing_else(finished, tmp_path, here):
     path, _ = finished
     assert json.loads(here("status", path, "--json").out)["state"] == "finished"
+    (row,) = json.loads(here("status", path.parent, "--json").out)
+    assert (row["of"], row["state"]) == ("bpnas in toy", "finished")
     shown = json.loads(here("show", path, "--json").out)
     assert shown["posterior"]["mode"] == {"1<-0": ["product"], "2<-0": ["skip"], "2<-1": ["product"]}
     assert len(json.loads(here("sample", path, "-n", 3, "--seed", 1, "--json").out)) == 3

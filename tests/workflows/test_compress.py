@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from bayesarch.workflows import compress as workflow
 from bayesarch.workflows import compression
 from bayesarch.workflows.compress import CompressionListener
 from bayesarch.workflows.compress_settings import settle_compression
+from bayesarch.workflows.overview import overview
 from bayesarch.workflows.rewrite import rewrite
 
 SMALL = {
@@ -44,6 +46,9 @@ def test_the_limit_is_kept_and_the_numbers_are_those_of_the_network(made):
     assert summary["params"] == cost.params <= 9_000
     assert summary["macs"] == cost.macs
     assert type(net).__name__ == "Perceptron"
+    (row,) = overview(Path(made.path).parent)
+    assert (row["kind"], row["of"], row["state"]) == ("compression", "evidence", "finished")
+    assert (row["accuracy"], row["split"]) == (summary["rows"][1]["accuracy"]["value"], "test")
     dense, small = summary["rows"]
     assert dense["params"] == sum(p.numel() for p in CLASSICS["lenet-300-100"]((1, 8, 8), 10).parameters())
     assert small["bytes"] < dense["bytes"] * 1.2 * small["params"] / dense["params"] + 4000

@@ -19,6 +19,7 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
+from bayesarch.workflows.overview import overview
 from bayesarch.workflows.rewrite import rewrite
 from bayesarch.workflows.whole import RunListener
 from helpers import split_of
@@ -102,6 +103,18 @@ def test_the_evaluation_says_what_the_answers_are_worth(made):
     assert costs["all members"]["params"] == sum(costs[f"member {i}"]["params"] for i in range(3))
     assert costs["plain ResNet"]["macs"] <= 3 * made.members[0].summary["macs"] * 1.5
     assert costs["member 0"]["macs"] == made.members[0].summary["macs"]
+
+
+def test_a_folder_of_runs_is_told(run, made):
+    accuracy = made.folder.read_json("evaluation.json")["rows"][0]["accuracy"]["value"]
+    for place, kind, of, expected in (
+        (Path(run.path).parent, "search", "bpnas in nb201", (run.summary["selection_accuracy"], "selection")),
+        (Path(made.path).parent, "ensemble", "3 from neighbours", (accuracy, "test")),
+        (Path(made.path) / "members", "training", "nb201", (made.members[2].summary["test"]["accuracy"], "test")),
+    ):
+        row = overview(place)[-1]
+        assert (row["kind"], row["of"], row["data"], row["state"]) == (kind, of, "digits", "finished")
+        assert (row["accuracy"], row["split"]) == expected
 
 
 def test_the_page_is_whole(made):

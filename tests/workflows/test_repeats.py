@@ -15,6 +15,7 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.posteriors import jeffreys
 from bayesarch.spaces import TOY
 from bayesarch.workflows.cluster import RayLauncher
+from bayesarch.workflows.overview import overview
 
 TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 
@@ -96,6 +97,14 @@ def test_a_cluster_is_told_of_threads_and_of_nothing_else(monkeypatch, tmp_path)
     threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", SHARED_THREADS: "1"}
     RayLauncher("local")(tmp_path, ["python"], {**threads, "HOME": "/root"})
     assert sent == [(str(tmp_path), ["python"], threads)]
+
+
+def test_the_runs_are_one_line_of_their_folder(repeated):
+    (row,) = overview(Path(repeated.path).parent)
+    assert (row["kind"], row["of"], row["data"]) == ("repeats", "3 of darts in toy", "planted")
+    each = [run.summary["selection_accuracy"] for run in children(repeated)]
+    assert row["accuracy"] == pytest.approx(sum(each) / 3)
+    assert row["split"] == "selection"
 
 
 def test_the_page_and_the_table(repeated):

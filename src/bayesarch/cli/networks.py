@@ -26,7 +26,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a found architecture as a plain network; the test split is read once, at the end."""
+    """Train what was found as a plain network. The test split is read once, at the end."""
     from bayesarch.terminal import TrainingProgress
     from bayesarch.workflows.train import train as run_training
 
@@ -66,7 +66,7 @@ def ensemble(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an ensemble of a finished search, calibrate it, and score it on the test split."""
+    """Train an ensemble of a finished search. It is calibrated, and scored on the test split."""
     from bayesarch.terminal import EnsembleProgress
     from bayesarch.workflows.ensemble import ensemble as run_ensemble
 
@@ -93,7 +93,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Decides bootstraps and corruptions")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Score a run's answers on the test split: calibration, uncertainty, sets, strange and corrupted images."""
+    """Score a run's answers on the test split. Calibration, uncertainty, sets, strange and corrupted images."""
     from bayesarch.data.corruptions import CORRUPTIONS, STANDARD
     from bayesarch.terminal import print_evaluation
     from bayesarch.workflows.evaluate import evaluate as run_evaluation
@@ -118,7 +118,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a network or an ensemble as a file that runs without us; checked on real images before it gets its name."""
+    """Write a file that runs without us. It is checked on real images before it gets its name."""
     from bayesarch.workflows.export import export as write
 
     rows = write(run, out, format=format_)
@@ -157,7 +157,7 @@ def compress(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a network smaller: units that are not worth what they cost are cut, and the rest is trained on."""
+    """Make a network smaller. Units that are not worth what they cost are cut, and the rest is trained on."""
     from bayesarch.terminal import CompressionProgress
     from bayesarch.workflows.compress import compress as run_compress
     from bayesarch.workflows.limits import in_full

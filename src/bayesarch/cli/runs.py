@@ -17,7 +17,7 @@ def resume(
     parallel: Annotated[int | None, typer.Option(min=1, help="So many repeats at a time [one per core]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a broken run; nothing happens to a finished one. Several trainings of one architecture go on as one."""
+    """Continue a broken run. Nothing happens to a finished one; several trainings of one architecture go on as one."""
     from bayesarch.terminal import CompressionProgress, EnsembleProgress, Progress, TrainingProgress
     from bayesarch.workflows.run import open_run
     from bayesarch.workflows.search import resume as run_resume
@@ -40,11 +40,19 @@ def resume(
     conclude(done, as_json)
 
 
-def status(run: RunArgument, as_json: Json = False) -> None:
-    """Say whether a run is running, interrupted, failed or finished, and how far it is."""
-    from bayesarch.terminal import status_line
+def status(
+    run: Annotated[str, typer.Argument(metavar="[RUN|FOLDER]", help="A run folder, or a folder of runs.")] = "runs",
+    as_json: Json = False,
+) -> None:
+    """Say how a run stands, or every run in a folder. Running, interrupted, failed or finished, and how far."""
+    from bayesarch.terminal import print_overview, status_line
+    from bayesarch.workflows.overview import is_run, overview
     from bayesarch.workflows.run import open_run
 
+    if not is_run(run):
+        rows = overview(run)
+        print_json(rows) if as_json else print_overview(rows)
+        return
     opened = open_run(run)
     print_json(opened.status) if as_json else print(status_line(opened))
 
@@ -57,7 +65,7 @@ def show(
     benchmark: Annotated[str | None, typer.Option(help="Table to look the cell up in: nb201=PATH")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the final table of a run, or the best so far; or what an architecture is and costs."""
+    """Print a run's table, or what an architecture costs. Before the end: the best so far."""
     from bayesarch.spaces.architecture import is_notation
     from bayesarch.terminal import print_architecture, print_summary
     from bayesarch.workflows.run import open_run
@@ -93,7 +101,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Decides the draws")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw architectures from a run's posterior, with their parameters and MACs."""
+    """Draw architectures from a run's posterior. Each with its parameters and MACs."""
     from bayesarch.terminal import print_samples
     from bayesarch.workflows.sample import sample as draw
 
@@ -102,7 +110,7 @@ def sample(
 
 
 def report(run: RunArgument) -> None:
-    """Write the pages of a run again from its records, and say where they are."""
+    """Write a run's pages again from its records. Says where they are."""
     from bayesarch.workflows.rewrite import rewrite
 
     print("\n".join(rewrite(run)))
@@ -113,7 +121,7 @@ def compare(
     out: Annotated[str | None, typer.Option(help="An HTML page to write, with pictures")] = None,
     as_json: Json = False,
 ) -> None:
-    """Set runs side by side, with intervals: searches paired by seed, trained networks and ensembles by example."""
+    """Set runs side by side, with intervals. Searches are paired by seed, trained networks and ensembles by example."""
     from bayesarch.workflows.compare import compare as set_side_by_side
 
     record = set_side_by_side(runs, out=out)

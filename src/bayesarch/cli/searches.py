@@ -20,7 +20,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The whole road: search, ensemble, calibration, evaluation, export, report."""
+    """Do it all: search, ensemble, evaluate, export."""
     from bayesarch.terminal import RoadProgress
     from bayesarch.workflows.whole import run as run_all
 
@@ -68,7 +68,7 @@ def search(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search an architecture: train a supernet, decide its cell, write a run folder and a report."""
+    """Search an architecture. A supernet is trained, its cell decided, a run folder and a report written."""
     from bayesarch.workflows.fitting import fitted, mebibytes
     from bayesarch.workflows.limits import in_full
 

@@ -34,7 +34,7 @@ import yaml
 
 from bayesarch.errors import RunError
 
-__all__ = ["FORMAT", "RunFolder", "free_path", "now", "write_arrays", "write_atomically"]
+__all__ = ["FORMAT", "RunFolder", "free_path", "now", "run_folders_in", "write_arrays", "write_atomically"]
 
 FORMAT = 1
 """Version of the folder's layout; a folder of another one is refused, not guessed at."""
@@ -131,6 +131,10 @@ class RunFolder:
         folder = cls(Path(path))
         if not folder.path.is_dir():
             raise RunError(f"no run folder at {folder.path}")
+        if not folder.has("status.json"):
+            inside = [str(path) for path in run_folders_in(folder.path)]
+            holds = f"; it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else ""
+            raise RunError(f"{folder.path} is no run folder: status.json is missing{holds}")
         status = folder.read_json("status.json")
         if status.get("format") != FORMAT:
             raise RunError(
@@ -233,6 +237,24 @@ class RunFolder:
 def now() -> str:
     """Return date and time as log.txt has them."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def run_folders_in(path: str | os.PathLike[str], *, depth: int = 3) -> list[Path]:
+    """Return the run folders in a folder and its sub-folders, the one that changed last at the end.
+
+    What lies within a run (members, repeats) belongs to it and is not listed.
+
+    Args:
+        path: the folder.
+        depth: levels of sub-folders that are looked through.
+    """
+    found, level = [], [Path(path)]
+    for _ in range(depth):
+        with contextlib.suppress(OSError):
+            level = [p for folder in level for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        found += [folder for folder in level if (folder / "status.json").is_file()]
+        level = [folder for folder in level if not (folder / "status.json").is_file()]
+    return sorted(found, key=lambda folder: ((folder / "status.json").stat().st_mtime, folder))
 
 
 def free_path(stem: str | Path) -> Path:

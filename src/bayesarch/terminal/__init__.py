@@ -13,6 +13,7 @@ from bayesarch.terminal.searches import print_architecture as print_architecture
 from bayesarch.terminal.searches import print_comparison as print_comparison
 from bayesarch.terminal.searches import print_data_check as print_data_check
 from bayesarch.terminal.searches import print_doctor as print_doctor
+from bayesarch.terminal.searches import print_overview as print_overview
 from bayesarch.terminal.searches import print_repeats as print_repeats
 from bayesarch.terminal.searches import print_samples as print_samples
 from bayesarch.terminal.searches import print_summary as print_summary
@@ -33,6 +34,7 @@ __all__ = [
     "print_data_check",
     "print_doctor",
     "print_evaluation",
+    "print_overview",
     "print_repeats",
     "print_samples",
     "print_summary",

@@ -1,8 +1,11 @@
 """Tables and lines of searches, trainings and comparisons."""
 
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bayesarch.report.amounts import amount, counted, duration
@@ -12,6 +15,7 @@ __all__ = [
     "print_comparison",
     "print_data_check",
     "print_doctor",
+    "print_overview",
     "print_repeats",
     "print_samples",
     "print_summary",
@@ -30,6 +34,30 @@ def status_line(run: Any) -> str:
         "failed": f": {status.get('error', '')}; bayesarch resume {run.path}",
     }.get(status["state"], f"; continue with bayesarch resume {run.path}")
     return f"{run.path}: {status['state']}{far}{following}"
+
+
+def print_overview(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the runs of a folder: what each is, how it stands, its accuracy, and when it last changed."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "what", "data", "state", "accuracy", "changed"):
+        table.add_column(name, justify="right" if name == "accuracy" else "left", overflow="fold")
+    for row in rows:
+        since = time.time() - time.mktime(time.strptime(row["changed"], "%Y-%m-%d %H:%M:%S"))
+        table.add_row(
+            escape(row["path"]),
+            f"{row['kind']}, {escape(row['of'])}" if "kind" in row else "",
+            escape(str(row.get("data", ""))),
+            row["state"],
+            f"{row['accuracy']:.4f}" if "accuracy" in row else "",
+            f"{duration(max(since, 0.0))} ago",
+        )
+    console = Console()
+    console.print(table)
+    if any("accuracy" in row for row in rows):
+        console.print("accuracy: selection split of searches, test split of everything else", style="dim")
+    for row in rows:
+        if "error" in row:
+            console.print(f"error     {row['error']}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_summary(run: Any) -> None:
