@@ -135,7 +135,9 @@ def test_doctor(here):
 
 
 def test_sample_prints_a_table(finished, here):
-    assert "log weight" in here("sample", finished[0], "-n", 2).out
+    header, *rows = here("sample", finished[0], "-n", 2).out.splitlines()
+    assert header.split() == ["log", "weight", "parameters", "MACs", "architecture"]
+    assert [row.split()[-1] for row in rows] == ["|product~0|+|skip~0|product~1|"] * 2
 
 
 def test_show_prices_an_architecture(here):

@@ -33,6 +33,7 @@ def reliability(curves: Mapping[str, Mapping[str, Any]]) -> str:
             s=[10 + 150 * n / total for n in curve["n"]],
             color=ACCENT,
             alpha=0.75,
+            clip_on=False,  # the largest mark is the surest answers', in the corner
         )
         axes.set_title(name, fontsize=8, loc="left", color=INK)
         axes.set_xlabel("confidence", fontsize=8)

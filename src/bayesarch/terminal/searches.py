@@ -275,15 +275,18 @@ def _caveat(word: str) -> str:
 
 
 def print_samples(rows: list[dict[str, Any]]) -> None:
-    """Print sampled architectures with their cost."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("architecture", overflow="fold")
+    """Print sampled architectures with their cost; each in one piece, to be copied, where it is not very long."""
+    table, console = Table(box=None, pad_edge=False, header_style="bold"), Console()
     for name in ("log weight", "parameters", "MACs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("architecture", overflow="fold")
     for row in rows:
         cost = (f"{row['log_weight']:.2f}", f"{row['params']:,}", amount(row["macs"]))
-        table.add_row(row["architecture"], *cost)
-    Console().print(table)
+        table.add_row(*cost, escape(row["architecture"]))
+    longest = max(len(row["architecture"]) for row in rows)
+    if longest < 300:
+        console = Console(width=max(console.width, longest + 40))
+    console.print(table)
 
 
 def print_architecture(record: dict[str, Any]) -> None:
