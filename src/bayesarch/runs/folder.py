@@ -25,7 +25,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -248,13 +248,19 @@ def run_folders_in(path: str | os.PathLike[str], *, depth: int = 3) -> list[Path
         path: the folder.
         depth: levels of sub-folders that are looked through.
     """
-    found, level = [], [Path(path)]
-    for _ in range(depth):
-        with contextlib.suppress(OSError):
-            level = [p for folder in level for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        found += [folder for folder in level if (folder / "status.json").is_file()]
-        level = [folder for folder in level if not (folder / "status.json").is_file()]
-    return sorted(found, key=lambda folder: ((folder / "status.json").stat().st_mtime, folder))
+    return sorted(_below(Path(path), depth), key=lambda folder: ((folder / "status.json").stat().st_mtime, folder))
+
+
+def _below(path: Path, depth: int) -> Iterator[Path]:
+    try:
+        folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    except OSError:  # a folder that cannot be read holds no runs that could be
+        return
+    for folder in folders:
+        if (folder / "status.json").is_file():
+            yield folder
+        elif depth > 1:
+            yield from _below(folder, depth - 1)
 
 
 def free_path(stem: str | Path) -> Path:
