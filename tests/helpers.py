@@ -1,15 +1,20 @@
-"""What tests of several rooms need: a small search on the planted problem, examples of a run's split."""
+"""What tests of several rooms need: a small search, examples of a run's split, jobs without processes of their own."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
+from typer.testing import CliRunner
 
+from bayesarch.cli import app
 from bayesarch.data import SEARCH_SPLITS, DataConfig, load, split, splits_on
 from bayesarch.engine import Engine, EngineConfig, Observer, Setting
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
 from bayesarch.spaces import NO_LIMITS, SPACES
+from bayesarch.workflows import processes
 
 
 def make_engine(  # noqa: PLR0913 - a test names what it needs
@@ -55,3 +60,24 @@ def split_of(run, name):
     examples = load(config)
     images, labels = split(examples, config).for_training().take(examples, name)
     return images, labels
+
+
+class Here:
+    """A job that is done when it is asked for, in this process; jobs in their own have tests of their own."""
+
+    def __init__(self, path, command, environment):
+        done = CliRunner().invoke(app, command[3:])
+        with (path / "process.txt").open("a") as log:
+            log.write(str(done.exception or ""))
+        self.returncode = 0 if done.exception is None else 2
+
+    def poll(self):
+        return self.returncode
+
+
+@contextmanager
+def jobs_here():
+    """Bring repeats and members to their end in this process, one after another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_local", Here)
+        yield

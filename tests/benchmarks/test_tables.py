@@ -8,6 +8,7 @@ from bayesarch.benchmarks import read_table
 from bayesarch.errors import ConfigError, DataError
 from bayesarch.spaces import NB201, TOY, Architecture
 from bayesarch.workflows.lookup import look_up
+from helpers import jobs_here
 
 CELLS = [
     "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|",
@@ -125,10 +126,11 @@ def test_repeated_runs_are_looked_up_one_by_one(tmp_path):
     accuracy = np.random.default_rng(0).uniform(10, 94, len(cells))
     np.savez(tmp_path / "all.npz", arch=np.array(cells), c10_test_200=accuracy)
     settings = {"engine.epochs": 1, "engine.closing_epochs": 0, "space.channels": 4, "method.candidates": 3}
-    run = ba.search(
-        "digits", method="random", repeats=2, limit=300, out=tmp_path / "run", set=settings,
-        benchmark=f"nb201={tmp_path / 'all.npz'}",
-    )  # fmt: skip
+    with jobs_here():
+        run = ba.search(
+            "digits", method="random", repeats=2, limit=300, out=tmp_path / "run", set=settings,
+            benchmark=f"nb201={tmp_path / 'all.npz'}",
+        )  # fmt: skip
     each = [accuracy[cells.index(row["cell"])] for row in run.summary["runs"]]
     (row,) = run.lookup["over_runs"]
     assert row["n"] == 2

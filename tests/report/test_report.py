@@ -12,6 +12,7 @@ from bayesarch.report import page as pages
 from bayesarch.report import plots, write_report
 from bayesarch.report.amounts import amount, counted, duration, tick
 from bayesarch.runs import RunFolder
+from helpers import jobs_here
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,8 @@ def test_a_page_needs_a_finished_run(tmp_path):
 def repeated(tmp_path_factory):
     settings = {"engine.epochs": 2, "engine.closing_epochs": 0}
     out = tmp_path_factory.mktemp("report") / "repeated"
-    return ba.search("planted", space="toy", method="darts", repeats=3, limit=300, out=out, set=settings)
+    with jobs_here():
+        return ba.search("planted", space="toy", method="darts", repeats=3, limit=300, out=out, set=settings)
 
 
 def test_the_page_of_repeats_is_whole_and_says_what_was_counted(repeated):
@@ -185,7 +187,8 @@ def several(tmp_path_factory):
     sizes = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0}
     found = ba.search("digits", method="gdas", limit=400, set=sizes, out=place / "search")
     given = {"train.epochs": 1}
-    made = ba.ensemble(found, members=2, candidates="neighbours", set=given, out=place / "ensemble")
+    with jobs_here():
+        made = ba.ensemble(found, members=2, candidates="neighbours", set=given, out=place / "ensemble")
     ba.export(made, format="source")
     return made
 

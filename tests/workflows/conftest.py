@@ -1,11 +1,9 @@
 """Shared by tests of ensembles: less to evaluate, and members that train in the test's own process."""
 
 import pytest
-from typer.testing import CliRunner
 
-from bayesarch.cli import app
 from bayesarch.workflows import ensemble as workflow
-from bayesarch.workflows import processes
+from helpers import jobs_here
 
 
 @pytest.fixture
@@ -15,19 +13,7 @@ def fog_alone(monkeypatch):
     monkeypatch.setattr(workflow, "evaluate", lambda path: whole(path, corruptions=["fog"], severities=[2]))
 
 
-class Here:
-    """A job that is done when it is asked for, in this process; jobs in their own have tests of their own."""
-
-    def __init__(self, path, command, environment):
-        done = CliRunner().invoke(app, command[3:])
-        with (path / "process.txt").open("a") as log:
-            log.write(str(done.exception or ""))
-        self.returncode = 0 if done.exception is None else 2
-
-    def poll(self):
-        return self.returncode
-
-
 @pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(processes, "_local", Here)
+def here():
+    with jobs_here():
+        yield

@@ -94,7 +94,7 @@ def test_what_cannot_be_compared(folder):
         ba.compare([folder / "darts0", folder / "other"])
 
 
-def test_a_repeated_run_stands_for_its_runs(folder, tmp_path):
+def test_a_repeated_run_stands_for_its_runs(folder, tmp_path, here):
     run = ba.search("planted", space="toy", method="darts", repeats=2, limit=400, out=tmp_path / "r",
                     set={"engine.epochs": 3, "engine.closing_epochs": 0})  # fmt: skip
     record = ba.compare([run.path, folder / "snas0", folder / "snas1"])
