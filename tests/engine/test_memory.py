@@ -263,7 +263,7 @@ def test_what_a_process_takes_for_its_tensors():
 @pytest.mark.parametrize("limit", [1200, 420])
 def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tmp_path):
     sizes = {"space.channels": 16, "space.cells": 2, "engine.batch_size": 64, "engine.epochs": 1}
-    x, y = images(300, 32)
+    x, y = images(200, 32)
     np.savez(tmp_path / "data.npz", x=x, y=y)
     data = str(tmp_path / "data.npz")
     code = f"""
@@ -272,7 +272,7 @@ import torch
 import bayesarch as ba
 from bayesarch.workflows.search import Listener
 torch.set_num_threads(1)
-import sklearn.metrics, matplotlib.figure
+import matplotlib.figure
 def kib(key):
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
 before, grown = kib("VmRSS"), []
