@@ -37,9 +37,10 @@ def test_runs_are_found_below_and_not_inside_other_runs(tmp_path):
     assert not is_run(tmp_path / "road")
 
 
-def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys):
+def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     made(tmp_path / "whole", 7300, selection_accuracy=0.98765)
-    made(tmp_path / "broken off", 130, state="interrupted")
+    RunFolder(made(tmp_path / "broken off", 130, state="interrupted")).append_metrics({"stage": "search", "epoch": 12})
     made(tmp_path / "fresh", 20, state="new", config=None)
     made(tmp_path / "damaged", 10)
     (tmp_path / "damaged" / "config.yaml").write_text("{\n")
@@ -49,7 +50,7 @@ def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys):
     assert found.items() <= rows["whole"].items()
     assert (rows["whole"]["accuracy"], rows["whole"]["split"]) == (0.98765, "selection")
     assert found.items() <= rows["broken off"].items()
-    assert rows["broken off"]["state"] == "interrupted"
+    assert [rows["broken off"][key] for key in ("state", "stage", "epoch")] == ["interrupted", "search", 12]
     assert set(rows["fresh"]) == {"path", "state", "changed"}
     assert rows["damaged"]["state"] == "unreadable"
     assert "config.yaml cannot be read" in rows["damaged"]["error"]
@@ -59,6 +60,7 @@ def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys):
     assert lines[1].split("  ")[0] == "whole"
     assert "0.9877" in lines[1]
     assert lines[1].rstrip().endswith("2.0 h ago")
+    assert "interrupted, epoch 12" in lines[2]
     assert lines[2].rstrip().endswith("2 min ago")
     assert "error     " in lines[-1]
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -46,8 +47,8 @@ def print_overview(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(
             escape(row["path"]),
             f"{row['kind']}, {escape(row['of'])}" if "kind" in row else "",
-            escape(str(row.get("data", ""))),
-            row["state"],
+            escape(Path(str(row.get("data", ""))).name),
+            row["state"] + (f", epoch {row['epoch']:g}" if "epoch" in row else ""),
             f"{row['accuracy']:.4f}" if "accuracy" in row else "",
             f"{duration(max(since, 0.0))} ago",
         )

@@ -22,7 +22,8 @@ def overview(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         `path`, `state` and `changed` (local time) of each run; `kind`, `of` (method and space, or what it is made of)
-        and `data` of what can be read; `accuracy` and its `split` where there is one; `error` of what cannot be read.
+        and `data` of what can be read; `accuracy` and its `split` where there is one; `stage` and `epoch` of what is
+        under way or broken off; `error` of what cannot be read.
 
     Raises:
         RunError: if there is no such folder, or no run in it.
@@ -41,6 +42,8 @@ def _row(folder: Path) -> dict[str, Any]:
     try:
         run = open_run(folder)
         row |= {"state": run.status["state"]}
+        if row["state"] != "finished" and run.metrics:
+            row |= {"stage": run.metrics[-1]["stage"], "epoch": run.metrics[-1]["epoch"]}
         if run.folder.has("config.yaml"):
             row |= {"kind": _kind(run), "of": _of(run), "data": run.config["data"]["source"]}
         if run.folder.has("summary.json"):
