@@ -98,6 +98,14 @@ def test_status_of_no_run_is_that_of_the_runs_here(finished, tmp_path, here, mon
     assert "selection split" in note
 
 
+def test_runs_are_written_for_tensorboard(finished, tmp_path, here):
+    shutil.copytree(finished[0], tmp_path / "one")
+    said = here("tensorboard", tmp_path).out
+    count = len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines())
+    assert said == f"{count} records of 1 run written; see them with: tensorboard --logdir {tmp_path}\n"
+    assert list((tmp_path / "one" / "tensorboard").glob("events.out.tfevents.*"))
+
+
 def test_json_is_json_and_nothing_else(finished, tmp_path, here):
     path, _ = finished
     assert json.loads(here("status", path, "--json").out)["state"] == "finished"

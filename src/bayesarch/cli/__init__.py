@@ -8,7 +8,7 @@ import typer
 from bayesarch.cli.common import follows, refuse_many
 from bayesarch.cli.machine import data_app, doctor
 from bayesarch.cli.networks import compress, ensemble, evaluate, export, train
-from bayesarch.cli.runs import compare, report, resume, sample, show, status
+from bayesarch.cli.runs import compare, report, resume, sample, show, status, tensorboard
 from bayesarch.cli.searches import run, search
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 COMMANDS = (
     run, search, train, ensemble, evaluate, export, compress, resume, status, show, sample, report, compare,
+    tensorboard,
 )  # fmt: skip
 """Every command of one word, in the order that `--help` lists them."""
 

@@ -1,12 +1,13 @@
-"""Commands on run folders: `resume`, `status`, `show`, `sample`, `report`, `compare`."""
+"""Commands on run folders: `resume`, `status`, `show`, `sample`, `report`, `compare`, `tensorboard`."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from bayesarch.cli.common import Json, RunArgument, conclude, follows, interruptible, print_json
 
-__all__ = ["compare", "report", "resume", "sample", "show", "status"]
+__all__ = ["compare", "report", "resume", "sample", "show", "status", "tensorboard"]
 
 
 def resume(
@@ -131,3 +132,24 @@ def compare(
     from bayesarch.terminal import print_answers, print_comparison
 
     print_answers(record, out) if record.get("kind") == "answers" else print_comparison(record, out)
+
+
+def tensorboard(
+    path: Annotated[str, typer.Argument(metavar="[RUN|FOLDER]", help="A run folder, or a folder of runs.")] = "runs",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on writing while runs go on, until Control-C.")] = False,
+) -> None:
+    """Write runs for TensorBoard, from their records. Losses, accuracies and weights of every run below a folder."""
+    import threading
+
+    from bayesarch.report.amounts import counted
+    from bayesarch.workflows.events import follow as looks
+
+    runs = records = 0
+    try:
+        for runs, records in looks(path, threading.Event() if follow else None):
+            if follow:
+                line = f"\r{counted(records, 'record')} of {counted(runs, 'run')}; Control-C ends"
+                print(line, end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    print(f"{counted(records, 'record')} of {counted(runs, 'run')} written; see them with: tensorboard --logdir {path}")
