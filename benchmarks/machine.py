@@ -23,6 +23,8 @@ from typing import Any
 from speed import kib, measure
 from steps import Case, in_turn
 
+from bayesarch.workflows.heap import TUNABLES
+
 OUT = Path(__file__).parent / "results" / "machine.json"
 MEMORY: list[tuple[str, str, dict[str, int], int, int]] = [
     ("bpnas", "nb201", {"channels": 16, "cells": 1}, 16, 32),
@@ -80,12 +82,12 @@ def memory_of(place: int, paged: bool) -> dict[str, float]:
 
 
 def memory_row(short: bool) -> dict[str, Any]:
-    """Return told and resident memory of several searches, in the heap and with pages of their own."""
+    """Return told and resident memory of several searches: in the heap, in a tight one, with pages of their own."""
     found = []
     for place, (method, space, sizes, batch, side) in enumerate(MEMORY[4:5] if short else MEMORY):
         at = place + 4 * short
         row = {"method": method, "space": space, "sizes": sizes, "batch": batch, "side": side}
-        found.append(row | {"heap": _alone("--memory", at, ""), "paged": _alone("--memory", at, "paged")})
+        found.append(row | {way: _alone("--memory", at, way) for way in ("heap", "tight", "paged")})
     return {"of": found}
 
 
@@ -98,12 +100,15 @@ def pages_row(short: bool) -> dict[str, Any]:
     large = given.read_text().partition("[")[2].partition("]")[0] if given.is_file() else "unknown"
     found = []
     for place in (4,) if short else PAGED:
-        rounds = [{way: _alone("--step", place, way) for way in ("heap", "paged")} for _ in range(1 if short else 3)]
+        ways = ("heap", "tight", "paged")
+        rounds = [{way: _alone("--step", place, way) for way in ways} for _ in range(1 if short else 3)]
         ratios = [each["paged"]["seconds"] / each["heap"]["seconds"] for each in rounds]
+        tight = statistics.median(each["tight"]["seconds"] / each["heap"]["seconds"] for each in rounds)
         of_system = statistics.median(each["paged"]["system"] for each in rounds)
         found.append(
             {"seconds": {way: statistics.median(each[way]["seconds"] for each in rounds) for way in rounds[0]},
-             "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "system": of_system}
+             "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "system": of_system,
+             "tight": tight}
         )  # fmt: skip
     return {"large pages": large, "of": found}
 
@@ -134,7 +139,8 @@ def step_of(place: int, way: str) -> dict[str, float]:
 
 def _alone(what: str, place: int, way: str) -> dict[str, float]:
     command = [sys.executable, __file__, what, str(place), way]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    surroundings = {**os.environ, "GLIBC_TUNABLES": TUNABLES if way == "tight" else ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -320,7 +326,7 @@ def main() -> None:
     parser.add_argument("--threads", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory is not None:
-        print(json.dumps(memory_of(int(arguments.memory[0]), bool(arguments.memory[1]))))
+        print(json.dumps(memory_of(int(arguments.memory[0]), arguments.memory[1] == "paged")))
         return
     if arguments.step is not None:
         print(json.dumps(step_of(int(arguments.step[0]), arguments.step[1])))

@@ -129,10 +129,11 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     held = [
         [f"{row['method']}, {row['space']}", ", ".join(f"{k} {v}" for k, v in row["sizes"].items()), str(row["batch"]),
          str(row["side"]), f"{row['heap']['told']:.0f}",
-         *(f"{row[way][key]:.0f}" for way in ("heap", "paged") for key in ("resident", "grown"))]
+         *(f"{row[way][key]:.0f}" for way in ("heap", "tight", "paged") for key in ("resident", "grown"))]
         for row in rows["memory"]["of"]
     ]  # fmt: skip
     slower = ", ".join(f"{_ratio(row)}, {row['system']:.0%}" for row in rows["pages"]["of"])
+    tight = ", ".join(f"{row['tight']:.2f}" for row in rows["pages"]["of"])
     passes = [
         [f"{a['side']}, {a['channels']}, {a['cells']}", f"{a['macs'] / 1e9:.2f}", f"{1e3 * a['steps']['one']['seconds']:.0f}",
          _ratio(a["steps"]["two"]), f"{1e3 * b['steps']['one']['seconds']:.0f}", _ratio(b["steps"]["two"])]
@@ -153,15 +154,27 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Tensors*: alive at once, told from two small steps. "
         "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included: in the heap, "
-        "where it is *told* to be 3 times the tensors and 150 MiB at most, and with pages of their own for large tensors "
-        "(`engine.own_pages`), where it is told to be 1.1 times and 220 MiB.\n\n"
+        "where it is *told* to be 3 times the tensors and 150 MiB at most; in a tight one, as `bayesarch search` has it (1.7 "
+        "times and 190 MiB); and with pages of their own for large tensors (`engine.own_pages`, 1.1 times and 220 MiB).\n\n"
         + table(
-            ["search", "sizes", "batch", "side", "tensors, MiB", "heap: told", "grown", "own pages: told", "grown"],
+            [
+                "search",
+                "sizes",
+                "batch",
+                "side",
+                "tensors, MiB",
+                "heap: told",
+                "grown",
+                "tight: told",
+                "grown",
+                "own pages: told",
+                "grown",
+            ],
             held,
         )
         + "\n\nHow many times as long a step takes with pages of its own, one thread (range over 3 pairs of processes), and "
         f"the system's share of its work, for the second, fifth, sixth and last of these: {slower}. The system gives "
-        f"large pages: {rows['pages']['large pages']}.\n",
+        f"large pages: {rows['pages']['large pages']}. In a tight heap: {tight} times (medians).\n",
         "### Strided points\n\n1 x 1 convolutions at stride 2, channels last, 60 gradients each in a process of its own: of "
         f"{rows['points']['tried']} pairs of input (1 to 12) and output channels (1 to 32) "
         f"{len(rows['points']['plain'])} ended the process with the plain convolution, those of "

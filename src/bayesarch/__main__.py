@@ -1,6 +1,6 @@
 """`python -m bayesarch` is `bayesarch`."""
 
-from bayesarch.cli import main
+from bayesarch.cli import start
 
 if __name__ == "__main__":
-    main()
+    start()

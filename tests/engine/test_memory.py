@@ -18,11 +18,18 @@ from bayesarch.nets.gated import supernet_from
 from bayesarch.spaces import SPACES
 from bayesarch.workflows import fitting
 from bayesarch.workflows.fitting import fitted, mebibytes, resident
+from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.plan import Trial
 from helpers import make_engine, posterior_of
 
 SIZES = {"nb201": {"channels": 4, "cells": 2}, "darts": {"channels": 3, "layers": 3}}
+
+
+@pytest.fixture(autouse=True)
+def plain_heap(monkeypatch):
+    """Whatever the tests themselves were started with."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
 
 
 def images(n=160, side=12):
@@ -252,16 +259,19 @@ def test_a_c_library_that_cannot_give_pages_is_left_alone(monkeypatch):
         pass
 
 
-def test_what_a_process_takes_for_its_tensors():
+def test_what_a_process_takes_for_its_tensors(monkeypatch):
     cpu = torch.device("cpu")
-    assert resident(2**30, cpu, paged=False) == 3.0 * 2**30 + 150 * 2**20
-    assert resident(10 * 2**20, cpu, paged=True) == 231 * 2**20
+    for tight, bytes_in_the_heap in ((False, 3.0 * 2**30 + 150 * 2**20), (True, 1.7 * 2**30 + 190 * 2**20)):
+        monkeypatch.setattr(fitting, "heap_is_tight", lambda tight=tight: tight)
+        assert resident(2**30, cpu, paged=False) == bytes_in_the_heap
+        assert resident(10 * 2**20, cpu, paged=True) == 231 * 2**20
     assert resident(2**30, torch.device("cuda"), paged=False) == 1.15 * 2**30
 
 
 @pytest.mark.skipif(not pages_can_be_owned(), reason="the C library is not glibc")
-@pytest.mark.parametrize("limit", [1200, 420])
-def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tmp_path):
+@pytest.mark.parametrize(("limit", "tight"), [(1200, False), (800, True), (420, False)])
+def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tight, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", TUNABLES if tight else "")
     sizes = {"space.channels": 16, "space.cells": 2, "engine.batch_size": 64, "engine.epochs": 1}
     x, y = images(200, 32)
     np.savez(tmp_path / "data.npz", x=x, y=y)
@@ -289,3 +299,5 @@ print(max(grown) / 1024)
     assert engine["recompute"] == engine["own_pages"] == (limit == 420)
     if engine["own_pages"]:
         assert abs(told - grown) < 0.25 * grown, "a fifth is for whole searches; here the report is not yet written"
+    if tight:
+        assert 0.6 * told < grown < told

@@ -15,7 +15,9 @@ from bayesarch.errors import ConfigError, RunError
 from bayesarch.posteriors import jeffreys
 from bayesarch.spaces import TOY
 from bayesarch.workflows.cluster import RayLauncher
+from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.overview import overview
+from bayesarch.workflows.processes import _Crew, _local
 
 TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 
@@ -71,8 +73,6 @@ def test_a_repeat_equals_a_search_with_its_settings(repeated, tmp_path):
 
 
 def test_processes_side_by_side_share_the_cores_unless_somebody_says_otherwise(monkeypatch):
-    from bayesarch.workflows.processes import _Crew, _local
-
     def given():
         found = _Crew([], 3, None, _local).environment
         return found["OMP_NUM_THREADS"], found.get(SHARED_THREADS)
@@ -89,14 +89,21 @@ def test_processes_side_by_side_share_the_cores_unless_somebody_says_otherwise(m
     assert given() == ("2", "1")
 
 
-def test_a_cluster_is_told_of_threads_and_of_nothing_else(monkeypatch, tmp_path):
+def test_processes_side_by_side_have_a_tight_heap_unless_somebody_says_otherwise(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert _Crew([], 2, None, _local).environment["GLIBC_TUNABLES"] == TUNABLES
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    assert _Crew([], 2, None, _local).environment["GLIBC_TUNABLES"] == ""
+
+
+def test_a_cluster_is_told_of_threads_and_heaps_and_of_nothing_else(monkeypatch, tmp_path):
     sent = []
     task = SimpleNamespace(remote=lambda *given: sent.append(given))
     ray = SimpleNamespace(is_initialized=lambda: True, remote=lambda **options: lambda work: task)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", SHARED_THREADS: "1"}
-    RayLauncher("local")(tmp_path, ["python"], {**threads, "HOME": "/root"})
-    assert sent == [(str(tmp_path), ["python"], threads)]
+    told = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "a=0", SHARED_THREADS: "1"}
+    RayLauncher("local")(tmp_path, ["python"], {**told, "HOME": "/root"})
+    assert sent == [(str(tmp_path), ["python"], told)]
 
 
 def test_the_runs_are_one_line_of_their_folder(repeated):

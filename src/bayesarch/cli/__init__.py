@@ -11,7 +11,7 @@ from bayesarch.cli.networks import compress, ensemble, evaluate, export, train
 from bayesarch.cli.runs import compare, report, resume, sample, show, status, tensorboard
 from bayesarch.cli.searches import run, search
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "start"]
 
 app = typer.Typer(
     name="bayesarch",
@@ -32,6 +32,19 @@ for command in COMMANDS:
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.command()(doctor)
+
+
+TRAIN = ("run", "search", "train", "ensemble", "compress", "resume")
+"""Commands whose processes train."""
+
+
+def start() -> None:
+    """Run the command line in a process of its own: where it is going to train, with a tight heap (decision 29)."""
+    from bayesarch.workflows.heap import tighten
+
+    if sys.argv[1:2] and sys.argv[1] in TRAIN:
+        tighten()
+    main()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from bayesarch.errors import ConfigError
 
 __all__ = ["RayJob", "RayLauncher"]
 
-CARRIED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", SHARED_THREADS)
+CARRIED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", SHARED_THREADS)
 """What of our environment goes along."""
 
 

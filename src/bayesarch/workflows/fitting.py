@@ -6,6 +6,7 @@ import torch
 
 from bayesarch.engine import pages_can_be_owned
 from bayesarch.errors import ConfigError
+from bayesarch.workflows.heap import heap_is_tight
 from bayesarch.workflows.job import Job
 
 __all__ = ["fitted", "mebibytes", "resident"]
@@ -15,6 +16,8 @@ PAGES, BESIDE = 1.1, 220 * 2**20
 loads on its way), where large tensors have pages of their own."""
 HEAP, LIBRARIES = 3.0, 150 * 2**20
 """The same where they lie in the heap: 1.2 to 3.1 times were measured with glibc."""
+TIGHT, ABOUT = 1.7, 190 * 2**20
+"""The same in a tight heap (`workflows.heap`)."""
 CARD = 1.15
 """The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
 
@@ -47,7 +50,9 @@ def resident(tensors: int, device: torch.device, *, paged: bool) -> float:
     """
     if device.type == "cuda":
         return CARD * tensors
-    return PAGES * tensors + BESIDE if paged else HEAP * tensors + LIBRARIES
+    if paged:
+        return PAGES * tensors + BESIDE
+    return TIGHT * tensors + ABOUT if heap_is_tight() else HEAP * tensors + LIBRARIES
 
 
 def fitted(job: Job) -> Job:

@@ -12,6 +12,7 @@ from typing import Protocol
 from bayesarch.engine import SHARED_THREADS, Interrupted, threads_are_told
 from bayesarch.errors import RunError
 from bayesarch.workflows.cluster import RayLauncher
+from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.run import open_run
 
 __all__ = ["at_once", "run_folders", "what_failed"]
@@ -142,7 +143,7 @@ class _Crew:
         self.running: dict[Path, _Job] = {}
         self.failed: list[Path] = []
         self.done, self._told = 0, (-1, -1)
-        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": TUNABLES, **os.environ}
         if not threads_are_told():
             ours = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
             self.environment |= {"OMP_NUM_THREADS": str(max(1, ours // parallel)), SHARED_THREADS: "1"}
