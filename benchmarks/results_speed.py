@@ -154,8 +154,8 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Tensors*: alive at once, told from two small steps. "
         "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included: in the heap, "
-        "where it is *told* to be 3 times the tensors and 150 MiB at most; in a tight one, as `bayesarch search` has it (1.7 "
-        "times and 190 MiB); and with pages of their own for large tensors (`engine.own_pages`, 1.1 times and 220 MiB).\n\n"
+        "where it is *told* to be 3 times the tensors and 180 MiB at most; in a tight one, as `bayesarch search` has it (1.7 "
+        "times and 200 MiB); and with pages of their own for large tensors (`engine.own_pages`, 1.1 times and 220 MiB).\n\n"
         + table(
             [
                 "search",
