@@ -84,7 +84,7 @@ def _digits_rows() -> np.ndarray:
     home = find_spec("sklearn")
     for folder in (home and home.submodule_search_locations) or ():
         file = Path(folder, "datasets", "data", "digits.csv.gz")
-        if file.exists():  # read in 5 ms, where importing scikit-learn takes every process a second
+        if file.exists():  # no import of scikit-learn, which takes a process many times as long
             return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 

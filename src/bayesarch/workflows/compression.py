@@ -25,13 +25,14 @@ from bayesarch.engine import (
 )
 from bayesarch.errors import ConfigError, NumericalError, RunError
 from bayesarch.functional import Streams, seeded
-from bayesarch.nets import cut_units, held_inputs, latency_ms, pick_inputs, units_of
+from bayesarch.nets import cut_units, held_inputs, pick_inputs, units_of
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder
 from bayesarch.workflows.compress_settings import CompressLimits, CompressSettings
 from bayesarch.workflows.compression_files import load_weights, read_state, write_state
 from bayesarch.workflows.compression_scores import Judge, layer_table, nonzero
+from bayesarch.workflows.latency import image_latency
 from bayesarch.workflows.outcome import outcome
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.signals import stop_on_signal
@@ -256,7 +257,7 @@ class Compression:
 
     def _latency(self, net: nn.Module, keep: Tensor) -> float:
         final = pick_inputs(copy.deepcopy(net), self.units.after(keep), keep)
-        return latency_ms(final, self.shape)
+        return image_latency(final, self.shape)
 
     def _at(self, number: int) -> tuple[Tensor, nn.Module, Tensor | None]:
         """Return what a round left: its units, the network, trained in it, and what its masks have learned, if any."""
@@ -326,7 +327,7 @@ class Compression:
         judge = self._judge()
         scored = {name: judge.score(name, net, every if name == "dense" else keep) for name, net in nets.items()}
         rows = [
-            {**scored[name][0], "bytes": size, "latency_ms": latency_ms(net, self.shape)}
+            {**scored[name][0], "bytes": size, "latency_ms": image_latency(net, self.shape)}
             for (name, net), size in zip(nets.items(), sizes, strict=True)
         ]
         self.folder.write_json(

@@ -18,10 +18,11 @@ from bayesarch.data.corruptions import CORRUPTIONS, STANDARD, corrupt
 from bayesarch.ensembles import Mixture, fit_mixture
 from bayesarch.errors import ConfigError, DataError, nearest
 from bayesarch.functional import uncertainty as un
-from bayesarch.nets import latency_ms, network_cost
+from bayesarch.nets import network_cost
 from bayesarch.report import write_ensemble_report
 from bayesarch.runs import write_arrays
 from bayesarch.workflows.halves import halves
+from bayesarch.workflows.latency import image_latency
 from bayesarch.workflows.predictor import Predictor
 from bayesarch.workflows.run import Run, open_run
 from bayesarch.workflows.summary import edge_base
@@ -239,7 +240,7 @@ def _costs(run: Run, predictor: Predictor, reference: Predictor | None) -> list[
         size = sum(p.numel() * p.element_size() for p in net.state_dict().values())
         rows.append(
             {"name": name, "params": cost.params, "macs": cost.macs, "bytes": size,
-             "latency_ms": latency_ms(net, predictor.input_shape)}
+             "latency_ms": image_latency(net, predictor.input_shape)}
         )  # fmt: skip
     if len(named) > 1:
         members = rows[: len(named)]

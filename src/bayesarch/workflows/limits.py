@@ -8,10 +8,11 @@ from pydantic import Field
 
 from bayesarch.config import Config
 from bayesarch.errors import ConfigError
-from bayesarch.nets import MaskCosts, architecture_cost, build, cost_limits, latency_ms
+from bayesarch.nets import MaskCosts, architecture_cost, build, cost_limits
 from bayesarch.nets.gated import network_of
 from bayesarch.nets.skeletons import Shape
 from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
+from bayesarch.workflows.latency import image_latency
 
 __all__ = ["LimitsConfig", "of_channels", "settle_budgets", "settle_limits"]
 
@@ -120,7 +121,7 @@ def _latencies(
         net = build(
             arch, input_shape=input_shape, classes=classes, sizes=sizes, generator=torch.Generator().manual_seed(0)
         )
-        return latency_ms(net.to(device), input_shape)
+        return image_latency(net.to(device), input_shape)
 
     def macs(picks: tuple[tuple[int, ...], ...]) -> int:
         arch = Architecture(space, picks)

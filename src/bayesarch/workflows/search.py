@@ -16,7 +16,6 @@ from bayesarch.data import Examples, splits_on
 from bayesarch.engine import Engine, Interrupted, Method, Observer, Place, Score, World, found_by, score
 from bayesarch.errors import BayesarchError, ConfigError, RunError
 from bayesarch.methods import METHODS
-from bayesarch.nets import latency_ms
 from bayesarch.report import write_report
 from bayesarch.runs import RunFolder, free_path, now, write_atomically
 from bayesarch.spaces import Space
@@ -26,6 +25,7 @@ from bayesarch.workflows.ensemble import EnsembleListener, continue_ensemble
 from bayesarch.workflows.environment import environment
 from bayesarch.workflows.fitting import fitted
 from bayesarch.workflows.job import Arrays, Job, prepare
+from bayesarch.workflows.latency import image_latency
 from bayesarch.workflows.lookup import look_up
 from bayesarch.workflows.plan import Plan
 from bayesarch.workflows.repeats import prepare_children, repeat
@@ -289,7 +289,7 @@ def _finish(job: Job, engine: Engine, folder: RunFolder, *, seconds: float) -> N
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_atomically(folder.path / "networks" / "found.safetensors", safetensors.torch.save(state))
     summary = summarise(job.settings, posterior, arch, engine, input_shape=job.examples.input_shape)
-    latency = latency_ms(net, job.examples.input_shape)
+    latency = image_latency(net, job.examples.input_shape)
     summary["times"] = {
         "seconds_of_this_process": seconds,
         "seconds": engine.place.seconds,
