@@ -12,6 +12,7 @@ from PIL import Image
 
 import bayesarch as ba
 from bayesarch.cli import main
+from bayesarch.terminal import print_samples
 
 
 def run(*arguments, check=None):
@@ -146,6 +147,14 @@ def test_sample_prints_a_table(finished, here):
     header, *rows = here("sample", finished[0], "-n", 2).out.splitlines()
     assert header.split() == ["log", "weight", "parameters", "MACs", "architecture"]
     assert [row.split()[-1] for row in rows] == ["|product~0|+|skip~0|product~1|"] * 2
+
+
+def test_a_sampled_cell_is_printed_in_one_piece(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|"
+    print_samples([{"log_weight": -1.0, "params": 1234, "macs": 2e6, "architecture": cell}])
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["-1.00", "1,234", "2.00", "M", cell]
 
 
 def test_show_prices_an_architecture(here):
