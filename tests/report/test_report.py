@@ -10,7 +10,7 @@ import bayesarch as ba
 from bayesarch.errors import RunError
 from bayesarch.report import page as pages
 from bayesarch.report import plots, write_report
-from bayesarch.report.amounts import amount, counted, duration, tick
+from bayesarch.report.amounts import amount, counted, duration, score, tick
 from bayesarch.runs import RunFolder
 from helpers import jobs_here
 
@@ -29,6 +29,13 @@ def test_numbers_as_people_read_them():
     assert amount(2e9, "B") == "2.00 GB"
     assert [tick(v) for v in (0.5, 32, 500_000, 1.5e6, 2e9)] == ["0.5", "32", "500 k", "1.5 M", "2 G"]
     assert [counted(n, "run") for n in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]
+    assert [score(v) for v in (0, 0.98765, 1e-3, 4.06e-5, -2e-4)] == [
+        "0.0000",
+        "0.9877",
+        "0.0010",
+        "4.1e-05",
+        "-2.0e-04",
+    ]
     assert [duration(s) for s in (89, 90, 5399, 5400)] == ["89 s", "2 min", "90 min", "1.5 h"]
 
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from rich.console import Console
 
 from bayesarch.errors import RunError
 from bayesarch.runs import RunFolder, run_folders_in
@@ -54,8 +55,8 @@ def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys, monkeypatch)
     assert set(rows["fresh"]) == {"path", "state", "changed"}
     assert rows["damaged"]["state"] == "unreadable"
     assert "config.yaml cannot be read" in rows["damaged"]["error"]
-    print_overview([{**row, "path": name} for name, row in rows.items()])
-    lines = capsys.readouterr().out.splitlines()
+    print_overview(list(rows.values()), str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[0].split() == ["run", "what", "data", "state", "accuracy", "changed"]
     assert lines[1].split("  ")[0] == "whole"
     assert "0.9877" in lines[1]
@@ -63,6 +64,31 @@ def test_a_record_per_run_and_damage_hides_nobody(tmp_path, capsys, monkeypatch)
     assert "interrupted, epoch 12" in lines[2]
     assert lines[2].rstrip().endswith("2 min ago")
     assert "error     " in lines[-1]
+
+
+def test_repeats_say_how_many_runs_are_done(tmp_path, capsys):
+    folder = made(tmp_path / "sure", 20, state="running", config=CONFIG | {"repeats": 3})  # its process is gone
+    for number, state in enumerate(("finished", "finished", "running")):
+        made(folder / "repeats" / f"{number:03d}", 10, state=state)
+    (row,) = overview(tmp_path)
+    assert (row["kind"], row["done"], row["runs"]) == ("repeats", 2, 3)
+    print_overview([row], str(tmp_path))
+    assert "interrupted, 2 of 3 runs" in capsys.readouterr().out
+
+
+def test_names_are_those_in_the_folder_and_stay_in_one_piece(tmp_path, capsys, monkeypatch):
+    """A name is copied from there, cut into pieces of a column it could not be; a file has lines of any length."""
+    monkeypatch.setenv("COLUMNS", "80")
+    path = made(tmp_path / "mnist of november" / "second", 20, state="interrupted", selection_accuracy=0.5)
+    RunFolder(path).append_metrics({"stage": "search", "epoch": 12345})
+    rows = overview(tmp_path)
+    for terminal in (False, True):
+        monkeypatch.setattr(Console, "is_terminal", terminal)
+        print_overview(rows, str(tmp_path))
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0] == f"1 run in {tmp_path}"
+        assert printed[2].split("  ")[0] == "mnist of november/second"
+        assert (len(printed) > 4) == terminal
 
 
 def test_where_there_is_nothing_that_is_said(tmp_path):

@@ -52,7 +52,7 @@ def status(
 
     if not is_run(run):
         rows = overview(run)
-        print_json(rows) if as_json else print_overview(rows)
+        print_json(rows) if as_json else print_overview(rows, run)
         return
     opened = open_run(run)
     print_json(opened.status) if as_json else print(status_line(opened))

@@ -1,6 +1,6 @@
 """Numbers as people read them."""
 
-__all__ = ["amount", "counted", "duration", "tick"]
+__all__ = ["amount", "counted", "duration", "score", "tick"]
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -19,6 +19,11 @@ def tick(value: float) -> str:
         if value >= size:
             return f"{value / size:g} {prefix}"
     return f"{value:g}"
+
+
+def score(value: float) -> str:
+    """Return a score with four decimals, and one below a thousandth by two digits: 0.0123, 4.1e-05."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def counted(n: int, what: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bayesarch.report.amounts import amount, counted, duration
+from bayesarch.report.amounts import amount, counted, duration, score
 from bayesarch.runs import RunFolder, write_atomically
 
 __all__ = [
@@ -183,7 +183,8 @@ def _render(template: str, content: dict[str, Any]) -> bytes:
     from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("bayesarch.report", "."), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"amount": amount, "counted": counted, "duration": duration, "breaking": _breaking}
+    filters = {"amount": amount, "counted": counted, "duration": duration, "score": score, "breaking": _breaking}
+    environment.filters |= filters
     style = files("bayesarch.report").joinpath("style.css").read_text()
     return environment.get_template(template).render(**content, style=Markup(style), span=_span).encode()
 

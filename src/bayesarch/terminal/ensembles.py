@@ -7,7 +7,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bayesarch.report.amounts import amount, counted, duration
+from bayesarch.report.amounts import amount, counted, duration, score
 
 __all__ = ["EnsembleProgress", "RoadProgress", "print_answers", "print_evaluation"]
 
@@ -109,7 +109,7 @@ def print_evaluation(run: Any) -> None:
             for k in ("accuracy", "nll")
             for text in (f"{row[k]['value']:.4f}", f"{row[k]['low']:.3f}-{row[k]['high']:.3f}")
         ]
-        cells += [f"{row[k]['value']:.4f}" for k in ("brier", "ece_width", "aurc")]
+        cells += [score(row[k]["value"]) for k in ("brier", "ece_width", "aurc")]
         table.add_row(row["name"], *cells)
     console.print(table)
     console.print(

@@ -1,5 +1,6 @@
 """Tables and lines of searches, trainings and comparisons."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,28 +38,39 @@ def status_line(run: Any) -> str:
     return f"{run.path}: {status['state']}{far}{following}"
 
 
-def print_overview(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the runs of a folder: what each is, how it stands, its accuracy, and when it last changed."""
+def print_overview(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
+    """Print the runs of a folder by their names in it: what each is, how it stands, its accuracy, when it changed."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "what", "data", "state", "accuracy", "changed"):
         table.add_column(name, justify="right" if name == "accuracy" else "left", overflow="fold")
-    for row in rows:
+    names = [os.path.relpath(row["path"], folder) for row in rows]
+    table.columns[0].min_width = min(max(map(len, names)), 32)  # names are there to be copied, the rest may fold
+    for name, row in zip(names, rows, strict=True):
         since = time.time() - time.mktime(time.strptime(row["changed"], "%Y-%m-%d %H:%M:%S"))
         table.add_row(
-            escape(row["path"]),
+            escape(name),
             f"{row['kind']}, {escape(row['of'])}" if "kind" in row else "",
             escape(Path(str(row.get("data", ""))).name),
-            row["state"] + (f", epoch {row['epoch']:g}" if "epoch" in row else ""),
+            row["state"] + _far(row),
             f"{row['accuracy']:.4f}" if "accuracy" in row else "",
             f"{duration(max(since, 0.0))} ago",
         )
     console = Console()
+    if not console.is_terminal:  # a file has lines of any length
+        console = Console(width=max(console.width, 200))
+    console.print(f"{counted(len(rows), 'run')} in {folder}", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     if any("accuracy" in row for row in rows):
         console.print("accuracy: selection split of searches, test split of everything else", style="dim")
     for row in rows:
         if "error" in row:
             console.print(f"error     {row['error']}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+
+def _far(row: Mapping[str, Any]) -> str:
+    if "done" in row:
+        return f", {row['done']} of {counted(row['runs'], 'run')}"
+    return f", epoch {row['epoch']:g}" if "epoch" in row else ""
 
 
 def print_summary(run: Any) -> None:

@@ -23,7 +23,7 @@ def overview(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Returns:
         `path`, `state` and `changed` (local time) of each run; `kind`, `of` (method and space, or what it is made of)
         and `data` of what can be read; `accuracy` and its `split` where there is one; `stage` and `epoch` of what is
-        under way or broken off; `error` of what cannot be read.
+        under way or broken off, and of repeats how many of their `runs` are `done`; `error` of what cannot be read.
 
     Raises:
         RunError: if there is no such folder, or no run in it.
@@ -46,11 +46,18 @@ def _row(folder: Path) -> dict[str, Any]:
             row |= {"stage": run.metrics[-1]["stage"], "epoch": run.metrics[-1]["epoch"]}
         if run.folder.has("config.yaml"):
             row |= {"kind": _kind(run), "of": _of(run), "data": run.config["data"]["source"]}
+            if row["kind"] == "repeats" and row["state"] != "finished":
+                row |= {"done": _ended(folder), "runs": run.config["repeats"]}
         if run.folder.has("summary.json"):
             row |= _score(run)
     except (RunError, KeyError, TypeError) as error:  # one damaged run does not hide the others
         row |= {"state": "unreadable", "error": " ".join(str(error).split())}
     return row
+
+
+def _ended(folder: Path) -> int:
+    """Return how many of a repeated search's runs have ended."""
+    return sum(open_run(each).status["state"] == "finished" for each in run_folders_in(folder / "repeats"))
 
 
 def _kind(run: Run) -> str:
