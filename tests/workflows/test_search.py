@@ -15,6 +15,7 @@ import bayesarch as ba
 from bayesarch.errors import BayesarchError, CheckpointError, ConfigError, DataError, DeviceError, RunError
 from bayesarch.methods import DrNAS
 from bayesarch.spaces import TOY
+from bayesarch.terminal import Progress
 from bayesarch.testing import tricky_space
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.sample import sample
@@ -296,12 +297,18 @@ def test_every_error_is_one_of_ours():
 
 
 @pytest.mark.parametrize("method", [name for name, entry in ba.METHODS.items() if not entry.channels])
-def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path):
+def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path, capsys):
     """A short search on real images, with given test set; what it found is a network that runs."""
     settings = {"space.channels": 4, "space.cells": 1, "engine.epochs": 2, "engine.closing_epochs": 1}
     settings |= {"method.reopen_steps": 1} if method == "bpnas" else {}
-    run = ba.search(shared_data / "mnist.npz", method=method, limit=300, out=tmp_path / "run", set=settings)
+    with Progress() as progress:
+        run = ba.search(
+            shared_data / "mnist.npz", method=method, limit=300, out=tmp_path / "run", set=settings,
+            listener=progress.listener,
+        )  # fmt: skip
+        assert f"epoch {run.metrics[-1]['epoch']:g}  loss " in str(progress._bar.tasks[0].fields["text"])
     assert run.status["state"] == "finished"
+    assert any("weights_loss" in record for record in run.metrics if record["stage"] == "search")
     assert np.isfinite(run.posterior.log_prob(run.architecture))
     assert run.posterior.entropy() <= run.posterior.space.log_size + 1e-9
     assert run.network()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)

@@ -28,7 +28,7 @@ class NESBSConfig(AlphaConfig):
     alpha_betas: tuple[float, float] = (0.9, 0.999)
     """Adam's averaging coefficients."""
     alpha_epochs: int = Field(default=20, ge=1)
-    """Last epochs, in which the posterior is fitted and the weights rest."""
+    """Last epochs, in which the posterior is fitted and the weights rest; at most half of all."""
     tau: float = Field(default=1.0, gt=0)
     """Temperature of the relaxed draws."""
 
@@ -44,7 +44,8 @@ def nesbs(space: Space, config: NESBSConfig | None = None) -> Mixture:
     settings = config or NESBSConfig()
 
     def step(logits: Logits, at: Step) -> tuple[Logits, Info]:
-        if at.choices.settled or at.clock.epoch < at.clock.epochs - settings.alpha_epochs:
+        alpha_epochs = min(settings.alpha_epochs, at.clock.epochs // 2)  # weights that were never trained say nothing
+        if at.choices.settled or at.clock.epoch < at.clock.epochs - alpha_epochs:
             gates = at.choices.straight_through(torch.zeros_like(logits.a), 1.0, generator=at.generator)
             active = frozenset(gates.nonzero().flatten().tolist())
             return logits, weights_pass(at.net, at.batches["weights"], gates, active)

@@ -118,9 +118,9 @@ class Progress(_Live):
         share = self._share(self._engine.place)
         gone = time.monotonic() - self._began
         left = gone * (1 - share) / max(share - self._from, 1e-9)
-        loss = record.get("architecture_loss", record["weights_loss"])
+        losses = [record[key] for key in ("weights_loss", "architecture_loss") if key in record]  # of what moved
         text = (
-            f"epoch {record['epoch']:g}  loss {record['weights_loss']:.3f}/{loss:.3f}  "
+            f"epoch {record['epoch']:g}  loss {'/'.join(f'{loss:.3f}' for loss in losses)}  "
             f"options {record['live_options']}/{self._options}  entropy {record.get('entropy', 0.0):.2f}  "
             f"acc {record['selection_accuracy']:.3f}"
         )
