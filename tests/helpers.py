@@ -19,10 +19,10 @@ from bayesarch.workflows import processes
 
 def make_engine(  # noqa: PLR0913 - a test names what it needs
     folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
-    settings=None, limits=NO_LIMITS, world=None, **engine
+    settings=None, limits=NO_LIMITS, world=None, device="cpu", **engine
 ) -> Engine:  # fmt: skip
     """Return an engine at its beginning."""
-    data_config, device = DataConfig(source=source, limit=limit), torch.device("cpu")
+    data_config, device = DataConfig(source=source, limit=limit), torch.device(device)
     examples = load(data_config)
     partition = split(examples, data_config)
     config = EngineConfig(**engine)
@@ -34,7 +34,7 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
         classes=len(examples.classes),
         sizes=sizes,
         generator=streams["init"],
-    ).to(memory_format=torch.channels_last)
+    ).to(device=device, memory_format=torch.channels_last)
     steps = partition.sizes["weights"] // config.batch_size
     setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device, limits)
     return Engine(

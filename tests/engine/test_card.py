@@ -1,0 +1,118 @@
+"""Searches on a card that is pretended: every tensor on the right device, and the host never waits inside a step."""
+
+import pytest
+import torch
+from torch import nn
+
+import bayesarch as ba
+from bayesarch.methods import METHODS
+from helpers import make_engine, posterior_of
+from pretended import pretended_card
+
+SIZES = {"channels": 4, "cells": 1}
+LOOK = {"gdas", "nesbs", "random"}
+"""Methods that compute what was drawn and nothing else: the host must know the draw before it can say what to run."""
+
+
+@pytest.fixture
+def card(monkeypatch):
+    with pretended_card(monkeypatch) as marks:
+        yield marks
+
+
+def test_what_lies_apart_does_not_go_together(card):
+    """What the tests below rely on, operation by operation."""
+    here, there = torch.ones(2, 2), torch.ones(2, 2, device="cuda")
+    assert (here.device.type, there.device.type, there.is_cuda) == ("cpu", "cuda", True)
+    for mixed in (
+        lambda: here @ there,
+        lambda: there + here,
+        lambda: torch.cat([here, there]),
+        lambda: nn.Linear(2, 2)(there),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    assert (there * torch.tensor(2.0) @ here.to(there)).device == (there[torch.tensor([0])]).device == there.device
+    assert here.numpy().sum() == there.cpu().numpy().sum() == 4
+
+
+def test_draws_need_the_generator_of_their_device(card):
+    there = torch.Generator("cuda").manual_seed(0)
+    assert torch.rand(3, generator=there, device="cuda").is_cuda
+    for draw in (
+        lambda: torch.rand(3, generator=there),
+        lambda: torch.rand(3, generator=torch.Generator(), device="cuda"),
+    ):
+        with pytest.raises(RuntimeError, match="generator"):
+            draw()
+
+
+def test_gradients_lie_where_the_weights_do(card):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).to("cuda")
+    net(torch.rand(4, 1, 5, 5, device="cuda")).square().mean().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
+    assert {t.device.type for p in net.parameters() for t in (p, p.grad)} == {"cuda"}
+    with pytest.raises(RuntimeError, match="same device"):
+        net[0].weight.grad.add_(torch.ones(2, 1, 3, 3))
+    assert not card.waits
+
+
+def test_waiting_is_written_down(card):
+    there = torch.rand(3, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    for wait in (
+        lambda: float(there.sum()),
+        lambda: there[there > 0.5],
+        lambda: there.nonzero(),
+        there.cpu,
+        there.tolist,
+    ):
+        before = len(card.waits)
+        wait()
+        assert len(card.waits) > before
+    count = len(card.waits)
+    float(torch.ones(3).sum())
+    there.to("cuda").sum()
+    assert len(card.waits) == count
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.channels])
+def test_a_search_ends_as_on_the_cpu_and_its_steps_keep_the_host_going(method, tmp_path, monkeypatch):
+    """Steps, boundaries, pruning, checkpoints, scores and what is measured at the end."""
+    settings = {"reopen_steps": 1} if method == "bpnas" else {"candidates": 4} if method == "random" else {}
+    words = {
+        "method": method, "space": "nb201", "source": "digits", "sizes": SIZES, "limit": 150, "settings": settings,
+        "epochs": 2, "closing_epochs": 1, "batch_size": 32,
+    }  # fmt: skip
+    expected = make_engine(tmp_path / "cpu", **words).run()
+    with pretended_card(monkeypatch) as marks:
+        found = make_engine(tmp_path / "card", device="cuda:0", **words).run()
+        assert {t.device.type for t in (*found.net.parameters(), *found.net.buffers())} == {"cuda"}
+        mine, theirs = (posterior_of(engine).weights() for engine in (found, expected))
+        assert list(mine) == list(theirs)
+        for edge, weights in mine.items():  # up to rounding: Adam's step counts are tensors there, and numbers here
+            assert weights == pytest.approx(theirs[edge], abs=2e-3), edge
+        assert any("Engine.save" in wait.asked_by for wait in marks.waits)
+        assert any("Engine._step" in wait.asked_by for wait in marks.waits) == (method in LOOK)
+
+
+@pytest.mark.parametrize("space", ["darts", "tree-cell", "bayesnas-cell"])
+def test_other_spaces_lie_on_the_card_too(space, tmp_path, monkeypatch, card):
+    sizes = {"darts": {"channels": 4, "layers": 3}, "bayesnas-cell": {"channels": 4, "layers": 3}}.get(space)
+    engine = make_engine(
+        tmp_path, method="bayesnas", space=space, source="digits", sizes=sizes, limit=100, device="cuda", epochs=1,
+        closing_epochs=0, batch_size=16,
+    ).run()  # fmt: skip
+    assert {t.device.type for t in (*engine.net.parameters(), *engine.net.buffers())} == {"cuda"}
+    assert not [wait for wait in card.waits if "Engine._step" in wait.asked_by]
+
+
+def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card):
+    """By the public face: a search in bf16, its training with inherited weights, an evaluation."""
+    settings = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1, "engine.precision": "bf16"}
+    run = ba.search("digits", method="drnas", limit=150, device="cuda", out=tmp_path / "run", set=settings)
+    trained = ba.train(run, inherit=True, device="cuda", out=tmp_path / "t", set={"train.epochs": 1, "train.ema": 0.9})
+    assert trained.folder.read_json("environment.json")["device_name"] == "pretended"
+    assert any("Trainer" in name for wait in card.waits for name in wait.asked_by)
+    assert not trained.network()(torch.zeros(2, 1, 8, 8)).is_cuda

@@ -1,0 +1,205 @@
+"""A card that is not there: code runs on the CPU, and every tensor knows whether it would lie on the card.
+
+For machines without CUDA. Under `pretended_card`, `torch.device("cuda:0")` is answered by ordinary tensors whose
+storage is marked. An operation on a marked and an unmarked tensor raises what CUDA would raise, so does a draw with a
+generator of the other device, and what makes the host wait for the card (`item`, boolean indices, copies to the host)
+is written down with the line that asked for it. Numbers are the CPU's own: a run on the pretended card must end as one
+on the CPU does. What it cannot show: kernels of the card, their memory and their speed.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+CARD = torch.device("cuda", 0)
+HOST = torch.device("cpu")
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal"}
+"""Operations whose result has a size or a value that the host needs."""
+
+MOVES = {"aten::copy_", "aten::_to_copy", "aten::set_"}
+SOURCE = str(Path(__file__).parents[1] / "src")
+
+
+class Wait(NamedTuple):
+    """What made the host wait for the card, and the functions of ours that asked for it, the innermost first."""
+
+    what: str
+    asked_by: tuple[str, ...]
+
+
+class Generator(torch.Generator):
+    """A generator that says where it lives."""
+
+    def __new__(cls, device="cpu"):
+        made = super().__new__(cls, device="cpu")
+        made.lives = torch.device(device)
+        return made
+
+    @property
+    def device(self):
+        return self.lives
+
+
+class Marks:
+    """Which storages lie on the card, which on the host; what is not in here takes sides with what it meets."""
+
+    def __init__(self):
+        self.kept: dict[int, tuple[StorageWeakRef, torch.device]] = {}
+        self.waits: list[Wait] = []
+
+    def __getitem__(self, tensor) -> torch.device | None:
+        try:
+            key = tensor.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):  # a wrapper of vmap has none of its own
+            return None
+        ref, device = self.kept.get(key, (None, None))
+        return None if ref is None or ref.expired() else device
+
+    def put(self, tensor, device) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except (RuntimeError, NotImplementedError):
+            return
+        if len(self.kept) > 20_000:
+            self.kept = {key: value for key, value in self.kept.items() if not value[0].expired()}
+        self.kept[storage._cdata] = (StorageWeakRef(storage), device)
+
+    def waited(self, what: str) -> None:
+        """Write down the line of ours that made the host wait."""
+        frames = (frame for frame, _ in traceback.walk_stack(None))
+        ours = [f.f_code for f in frames if f.f_code.co_filename.startswith(SOURCE)]
+        self.waits.append(Wait(what, tuple(code.co_qualname for code in ours)))
+
+
+class Operations(TorchDispatchMode):
+    """Every operation, those of a backward pass too: its tensors must lie on one device."""
+
+    def __init__(self, marks: Marks):
+        super().__init__()
+        self.marks = marks
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+        found = {self.marks[t] for t in tensors if t.ndim or len(tensors) == 1} - {None}
+        if name in {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}:
+            found = {self.marks[args[0]]} - {None}  # indices may lie on the host
+            if CARD in found and any(t is not None and t.dtype == torch.bool for t in args[1]):
+                self.marks.waited("a boolean index")
+        if len(found) > 1 and name not in MOVES:
+            where = [f"{tuple(t.shape)} on {self.marks[t]}" for t in tensors]
+            raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {', '.join(where)}")
+        if name in WAITS and CARD in found:
+            self.marks.waited(name)
+        scalars = {self.marks[t] for t in tensors} - {None}
+        result = func(*args, **kwargs)
+        device = self.marks[args[0]] if name in MOVES and args else next(iter(found or scalars), None)
+        for out in tree_flatten(result)[0]:
+            if isinstance(out, torch.Tensor) and device is not None and self.marks[out] is None:
+                self.marks.put(out, device)
+        return result
+
+
+class Calls(TorchFunctionMode):
+    """Every call from Python: where it wants its result."""
+
+    def __init__(self, marks: Marks):
+        super().__init__()
+        self.marks = marks
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        short = name.removesuffix(".__get__").removesuffix(".__set__").rsplit(".", 1)[-1]
+        if short in {"device", "is_cuda", "is_cpu"} and args and name.endswith("__get__"):
+            device = self.marks[args[0]] or HOST
+            return {"device": device, "is_cuda": device.type == "cuda", "is_cpu": device.type == "cpu"}[short]
+        if short in {"numpy", "__array__"} and self.marks[args[0]] == CARD:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
+        if short == "tolist" and self.marks[args[0]] == CARD:
+            self.marks.waited("tolist")
+        if short in {"to", "cpu", "cuda"} and args and isinstance(args[0], torch.Tensor):
+            return self.moved(func, short, args, kwargs)
+        return self.made(func, name, args, kwargs)
+
+    def moved(self, func, short, args, kwargs):
+        """Answer `to`, `cpu` and `cuda`: a copy where the device changes."""
+        tensor, here = args[0], self.marks[args[0]] or HOST
+        like = [value for value in args[1:] if isinstance(value, torch.Tensor)]
+        words = {key: value for key, value in kwargs.items() if key not in {"device", "non_blocking", "copy"}}
+        typed = [value for value in args[1:] if isinstance(value, (torch.dtype, torch.Tensor))]
+        if typed:
+            words["dtype"] = getattr(typed[0], "dtype", typed[0])
+        named = [value for value in (*args[1:], kwargs.get("device")) if isinstance(value, (str, torch.device))]
+        target = {"cpu": HOST, "cuda": CARD}.get(short, here)
+        if named or like:
+            target = torch.device(named[0]) if named else self.marks[like[0]] or HOST
+        out = torch.Tensor.to(tensor, **words) if words else tensor
+        if target.type == here.type and not kwargs.get("copy"):
+            return out
+        if here == CARD and target.type != here.type:
+            self.marks.waited("a copy to the host")
+        out = out.clone() if out.untyped_storage()._cdata == tensor.untyped_storage()._cdata else out
+        self.marks.put(out, CARD if target.type == "cuda" else HOST)
+        return out
+
+    def made(self, func, name, args, kwargs):
+        """Make what is asked for on the CPU, and mark it."""
+        asked, generator = kwargs.get("device"), kwargs.get("generator")
+        device = None if asked is None else CARD if torch.device(asked).type == "cuda" else HOST
+        if asked is not None:
+            kwargs["device"] = HOST
+        flat = tree_flatten((args, kwargs))[0]
+        given = any(isinstance(t, torch.Tensor) for t in flat)
+        generator = next((g for g in flat if isinstance(g, torch.Generator)), None)
+        result = func(*args, **kwargs)
+        for out in tree_flatten(result)[0]:
+            if not isinstance(out, torch.Tensor):
+                continue
+            if device is not None:
+                self.marks.put(out, device)
+            elif name.endswith("__deepcopy__"):
+                self.marks.put(out, self.marks[args[0]] or HOST)
+            elif not given and self.marks[out] is None:
+                self.marks.put(out, HOST)
+            if generator is not None and (self.marks[out] or HOST).type != generator.device.type:
+                raise RuntimeError(f"Expected a '{self.marks[out] or HOST}' generator but found '{generator.device}'")
+        return result
+
+
+@contextlib.contextmanager
+def pretended_card(monkeypatch) -> Iterator[Marks]:
+    """Run a block on a machine that seems to have a card; gives what made the host wait."""
+    marks = Marks()
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "pretended")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, **words: autocast("cpu", **words))
+    parse = torch._C._nn._parse_to
+
+    def parse_to(*args, **kwargs):  # of `module.to(tensor)`, which asks the tensor below Python
+        with torch._C.DisableTorchFunction():
+            device, *rest = parse(*args, **kwargs)
+        return (marks[args[0]] or device if args and isinstance(args[0], torch.Tensor) else device, *rest)
+
+    monkeypatch.setattr(torch._C._nn, "_parse_to", parse_to)
+    grouped = torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype
+
+    def group(lists):  # likewise; nothing here is clipped on two devices at once
+        return {(marks[lists[0][0]] or HOST, dtype): kept for (_, dtype), kept in grouped(lists).items()}
+
+    monkeypatch.setattr(torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", group)
+    with Operations(marks), Calls(marks):
+        yield marks
