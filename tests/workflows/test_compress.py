@@ -397,3 +397,11 @@ def test_the_page_is_written_again_and_runs_are_set_side_by_side(made, tmp_path)
     record = ba.compare([made.path, tmp_path / "again"])
     assert [row["params"] for row in record["rows"]] == [made.summary["params"]] * 2
     assert record["rows"][1]["accuracy_difference"]["value"] == 0
+
+
+def test_images_that_a_network_cannot_take_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"LeNet5 takes no images of 1 x 8 x 8 .*Kernel size.*of the size that it was"
+    ):
+        ba.compress("lenet-5", "digits", out=tmp_path / "a", max_params=20_000)
+    assert not (tmp_path / "a").exists()
