@@ -94,8 +94,9 @@ def test_show_and_status_need_no_torch(finished):
 def test_status_of_no_run_is_that_of_the_runs_here(finished, tmp_path, here, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "runs" / "one")
     monkeypatch.chdir(tmp_path)
-    _, row, note = here("status").out.splitlines()
-    assert row.startswith("runs/one  search, bpnas in toy  planted  finished ")
+    where, _, row, note = here("status").out.splitlines()
+    assert where == "1 run in runs"
+    assert row.startswith("one  search, bpnas in toy  planted  finished ")
     assert "selection split" in note
 
 
