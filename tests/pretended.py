@@ -3,8 +3,8 @@
 For machines without CUDA. Under `pretended_card`, `torch.device("cuda:0")` is answered by ordinary tensors whose
 storage is marked. An operation on a marked and an unmarked tensor raises what CUDA would raise, so does a draw with a
 generator of the other device, and what makes the host wait for the card (`item`, boolean indices, copies to the host)
-is written down with the line that asked for it. Numbers are the CPU's own: a run on the pretended card must end as one
-on the CPU does. What it cannot show: kernels of the card, their memory and their speed.
+is written down with the functions that asked for it. Numbers are the CPU's own: a run on the pretended card must end as
+one on the CPU does. What it cannot show: kernels of the card, their memory and their speed.
 """
 
 import contextlib
@@ -19,13 +19,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+import bayesarch
+
 CARD = torch.device("cuda", 0)
 HOST = torch.device("cpu")
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal"}
 """Operations whose result has a size or a value that the host needs."""
 
 MOVES = {"aten::copy_", "aten::_to_copy", "aten::set_"}
-SOURCE = str(Path(__file__).parents[1] / "src")
+SOURCE = str(Path(bayesarch.__file__).parent)
 
 
 class Wait(NamedTuple):
@@ -56,24 +58,17 @@ class Marks:
         self.waits: list[Wait] = []
 
     def __getitem__(self, tensor) -> torch.device | None:
-        try:
-            key = tensor.untyped_storage()._cdata
-        except (RuntimeError, NotImplementedError):  # a wrapper of vmap has none of its own
-            return None
-        ref, device = self.kept.get(key, (None, None))
+        ref, device = self.kept.get(tensor.untyped_storage()._cdata, (None, None))
         return None if ref is None or ref.expired() else device
 
     def put(self, tensor, device) -> None:
-        try:
-            storage = tensor.untyped_storage()
-        except (RuntimeError, NotImplementedError):
-            return
+        storage = tensor.untyped_storage()
         if len(self.kept) > 20_000:
             self.kept = {key: value for key, value in self.kept.items() if not value[0].expired()}
         self.kept[storage._cdata] = (StorageWeakRef(storage), device)
 
     def waited(self, what: str) -> None:
-        """Write down the line of ours that made the host wait."""
+        """Write down the functions of ours that made the host wait."""
         frames = (frame for frame, _ in traceback.walk_stack(None))
         ours = [f.f_code for f in frames if f.f_code.co_filename.startswith(SOURCE)]
         self.waits.append(Wait(what, tuple(code.co_qualname for code in ours)))
@@ -98,7 +93,7 @@ class Operations(TorchDispatchMode):
         if len(found) > 1 and name not in MOVES:
             where = [f"{tuple(t.shape)} on {self.marks[t]}" for t in tensors]
             raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {', '.join(where)}")
-        if name in WAITS and CARD in found:
+        if (name in WAITS and CARD in found) or (name == "aten::copy_" and self.copied(args) == (HOST, CARD)):
             self.marks.waited(name)
         scalars = {self.marks[t] for t in tensors} - {None}
         result = func(*args, **kwargs)
@@ -107,6 +102,10 @@ class Operations(TorchDispatchMode):
             if isinstance(out, torch.Tensor) and device is not None and self.marks[out] is None:
                 self.marks.put(out, device)
         return result
+
+    def copied(self, args):
+        """Return where a copy goes and where it comes from."""
+        return self.marks[args[0]], self.marks[args[1]]
 
 
 class Calls(TorchFunctionMode):
@@ -128,10 +127,10 @@ class Calls(TorchFunctionMode):
         if short == "tolist" and self.marks[args[0]] == CARD:
             self.marks.waited("tolist")
         if short in {"to", "cpu", "cuda"} and args and isinstance(args[0], torch.Tensor):
-            return self.moved(func, short, args, kwargs)
+            return self.moved(short, args, kwargs)
         return self.made(func, name, args, kwargs)
 
-    def moved(self, func, short, args, kwargs):
+    def moved(self, short, args, kwargs):
         """Answer `to`, `cpu` and `cuda`: a copy where the device changes."""
         tensor, here = args[0], self.marks[args[0]] or HOST
         like = [value for value in args[1:] if isinstance(value, torch.Tensor)]
@@ -154,7 +153,7 @@ class Calls(TorchFunctionMode):
 
     def made(self, func, name, args, kwargs):
         """Make what is asked for on the CPU, and mark it."""
-        asked, generator = kwargs.get("device"), kwargs.get("generator")
+        asked = kwargs.get("device")
         device = None if asked is None else CARD if torch.device(asked).type == "cuda" else HOST
         if asked is not None:
             kwargs["device"] = HOST

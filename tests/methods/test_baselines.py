@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from bayesarch.data import Batch
-from bayesarch.engine import Clock, Weights
+from bayesarch.engine import Clock, Observer, Weights
 from bayesarch.methods import METHODS
 from bayesarch.methods.darts_second import unrolled_gradient
 from bayesarch.methods.pcdarts import edge_weights
@@ -387,3 +387,14 @@ def test_keeps_one_operation_or_none_where_any_number_may_stay(method, tmp_path)
     arch = posterior_of(engine).mode()
     assert max(map(len, arch.picks)) == 1
     assert arch.space.connected(arch.picks)
+
+
+@pytest.mark.parametrize(("given", "epochs", "of_weights"), [(None, 4, 2), (1, 4, 3), (50, 3, 1)])
+def test_nesbs_trains_weights_before_it_fits_a_posterior(given, epochs, of_weights, tmp_path):
+    """Half of the epochs unless told, and one at least: a posterior of weights that were never trained says nothing."""
+    records = []
+    make_engine(
+        tmp_path, method="nesbs", settings={"alpha_epochs": given}, epochs=epochs, closing_epochs=0,
+        observer=Observer(on_round=records.append),
+    ).run()  # fmt: skip
+    assert ["weights_loss" in record for record in records] == [n < of_weights for n in range(epochs)]

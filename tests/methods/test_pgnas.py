@@ -16,6 +16,7 @@ from bayesarch.methods.pgnas import PGNAS, PGNASConfig
 from bayesarch.nets import kept_by, supernet_from
 from bayesarch.posteriors import ChannelMasks
 from bayesarch.testing import check_posterior
+from pretended import pretended_card
 
 CLOCK = Clock(epoch=0, step=0, epochs=10, steps_per_epoch=10, weight_lr=0.1)
 
@@ -33,23 +34,23 @@ class TwoSources(nn.Module):
         return self.out(torch.relu(self.signal(x[:, :6]) + self.noise(x[:, 6:])))
 
 
-def engine(folder, *, seed=0, observer=None, n=600, epochs=6, **settings) -> Engine:
+def engine(folder, *, seed=0, observer=None, n=600, epochs=6, device="cpu", **settings) -> Engine:
     rng = np.random.default_rng(0)
     features = rng.choice([-1.0, 1.0], size=(n, 12)).astype(np.float32)
     labels = (features[:, :6].sum(1) + 0.1 * rng.normal(size=n) > 0).astype(int)
-    examples, streams = as_examples(features[:, None, None, :], labels, layout="chw"), Streams(seed)
+    examples, streams = as_examples(features[:, None, None, :], labels, layout="chw"), Streams(seed, device)
     data = DataConfig(fractions=(0.6, 0.2, 0.1, 0.1), flip=False, crop=0)
     partition = split(examples, data)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 - initial weights of a test's own network
-        net = supernet_from(TwoSources(), input_shape=(1, 1, 12), classes=2)
+        net = supernet_from(TwoSources(), input_shape=(1, 1, 12), classes=2).to(device)
     method = PGNAS(net.space, PGNASConfig(**{"candidates": 12, "controls": 4, **settings}))
-    setting = Setting(1, partition.sizes, 32, partition.sizes["weights"] // 32, torch.device("cpu"))
+    setting = Setting(1, partition.sizes, 32, partition.sizes["weights"] // 32, torch.device(device))
     return Engine(
         method=method,
         net=net,
         state=method.init(setting, streams=streams),
-        data=splits_on(examples, partition, SEARCH_SPLITS, config=data, device=torch.device("cpu")),
+        data=splits_on(examples, partition, SEARCH_SPLITS, config=data, device=torch.device(device)),
         config=EngineConfig(
             epochs=epochs, closing_epochs=0, batch_size=32, lr=0.05, weight_decay=0.0, nesterov=True, recalibrate=False
         ),
@@ -57,6 +58,15 @@ def engine(folder, *, seed=0, observer=None, n=600, epochs=6, **settings) -> Eng
         checkpoint=folder / "last.safetensors",
         observer=observer or Observer(),
     )
+
+
+def test_a_search_ends_on_a_card_as_on_the_cpu_and_its_steps_keep_the_host_going(tmp_path, monkeypatch):
+    here = engine(tmp_path / "cpu", epochs=2).run()
+    with pretended_card(monkeypatch) as marks:
+        there = engine(tmp_path / "card", epochs=2, device="cuda").run()
+        assert there.state.phi.is_cuda
+        assert torch.allclose(there.state.phi.cpu(), here.state.phi, atol=1e-4)
+        assert not [wait for wait in marks.waits if "Engine._step" in wait.asked_by]
 
 
 def test_the_data_speak_where_half_of_the_input_is_noise(tmp_path):

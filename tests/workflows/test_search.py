@@ -297,7 +297,7 @@ def test_every_error_is_one_of_ours():
 
 
 @pytest.mark.parametrize("method", [name for name, entry in ba.METHODS.items() if not entry.channels])
-def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path, capsys):
+def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path):
     """A short search on real images, with given test set; what it found is a network that runs."""
     settings = {"space.channels": 4, "space.cells": 1, "engine.epochs": 2, "engine.closing_epochs": 1}
     settings |= {"method.reopen_steps": 1} if method == "bpnas" else {}

@@ -21,10 +21,11 @@ class Streams:
 
     Args:
         seed: the run's seed.
-        device: where the draws are made. Streams that permute examples or start weights always live on the CPU.
+        device: where the draws are made. Streams that permute examples, start weights or seed a network's own
+            noise always live on the CPU: there is no waiting for a card.
     """
 
-    HOST = ("data", "init", "reopen")
+    HOST = ("data", "init", "reopen", "noise")
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.seed = seed

@@ -27,8 +27,8 @@ class NESBSConfig(AlphaConfig):
     """L2 coefficient of the logits; the KL to the uniform prior anchors them already."""
     alpha_betas: tuple[float, float] = (0.9, 0.999)
     """Adam's averaging coefficients."""
-    alpha_epochs: int = Field(default=20, ge=1)
-    """Last epochs, in which the posterior is fitted and the weights rest; at most half of all."""
+    alpha_epochs: int | None = Field(default=None, ge=1)
+    """Last epochs, in which the posterior is fitted and the weights rest; None: half of all."""
     tau: float = Field(default=1.0, gt=0)
     """Temperature of the relaxed draws."""
 
@@ -44,8 +44,10 @@ def nesbs(space: Space, config: NESBSConfig | None = None) -> Mixture:
     settings = config or NESBSConfig()
 
     def step(logits: Logits, at: Step) -> tuple[Logits, Info]:
-        alpha_epochs = min(settings.alpha_epochs, at.clock.epochs // 2)  # weights that were never trained say nothing
-        if at.choices.settled or at.clock.epoch < at.clock.epochs - alpha_epochs:
+        epochs = at.clock.epochs
+        # weights that were never trained say nothing: one epoch is theirs at least
+        alpha_epochs = epochs // 2 if settings.alpha_epochs is None else min(settings.alpha_epochs, epochs - 1)
+        if at.choices.settled or at.clock.epoch < epochs - alpha_epochs:
             gates = at.choices.straight_through(torch.zeros_like(logits.a), 1.0, generator=at.generator)
             active = frozenset(gates.nonzero().flatten().tolist())
             return logits, weights_pass(at.net, at.batches["weights"], gates, active)

@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from bayesarch.errors import ConfigError
 from bayesarch.nets.skeletons import Shape
 
 __all__ = ["macs_by_parameter"]
 
 
 def macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
-    """Return the MACs of each convolution and linear layer for one image, by the identity of its weight."""
+    """Return the MACs of each convolution and linear layer for one image, by the identity of its weight.
+
+    Raises:
+        ConfigError: if the network takes no images of this shape; with what it said.
+    """
     macs: dict[int, int] = {}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -25,6 +30,11 @@ def macs_by_parameter(net: nn.Module, input_shape: Shape) -> dict[int, int]:
         like = next(net.parameters(), torch.zeros(()))
         with torch.no_grad():
             net(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{type(net).__name__} takes no images of {' x '.join(map(str, input_shape))} (channels, height, width): "
+            f"{error}; give data of the size that it was made for, or another network"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -26,7 +26,6 @@ from bayesarch.engine import (
 from bayesarch.errors import ConfigError, NumericalError, RunError
 from bayesarch.functional import Streams, seeded
 from bayesarch.nets import cut_units, held_inputs, pick_inputs, units_of
-from bayesarch.nets.macs import macs_by_parameter
 from bayesarch.nets.module import in_layout
 from bayesarch.report import write_compression_report
 from bayesarch.runs import RunFolder
@@ -89,7 +88,6 @@ class Compression:
         if settings.compress.weights is not None:
             load_weights(self.dense, settings.compress.weights)
             self.trained = True
-        _refuse_images_it_cannot_take(self.dense, self.shape)
         self.units = units_of(self.dense, self.shape)
         self.free = self.units.free.clone()
         if not settings.compress.inputs:
@@ -397,19 +395,3 @@ def _set_to_zero(net: nn.Module, stays: Mapping[str, Tensor]) -> None:
     parameters = dict(net.named_parameters())
     for name, mask in stays.items():
         parameters[name].mul_(mask.to(parameters[name]))
-
-
-def _refuse_images_it_cannot_take(net: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raise what the network itself says of images of this shape, before anything is written.
-
-    Raises:
-        ConfigError: if its forward pass fails.
-    """
-    try:
-        macs_by_parameter(net, shape)
-    except RuntimeError as error:
-        size = " x ".join(map(str, shape))
-        raise ConfigError(
-            f"{type(net).__name__} takes no images of {size} (channels, height, width): {error}; "
-            "give data of the size that it was made for, or another network"
-        ) from error

@@ -114,16 +114,16 @@ class BaseSearch:
     def shared(self) -> SharedSupernet:
         """Return the shared supernet with its posterior, trained where it is not there yet."""
         place, job = self.folder.path / "shared", self._search_job()
-        epochs = self.settings.ensemble.shared_epochs
+        own_engine = {"epochs": self.settings.ensemble.shared_epochs, "closing_epochs": 0, "recalibrate": False}
         config = merge(
             self.base.config,
             {
                 "seed": self.settings.seed,
-                "method": {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)},
-                "engine": {"epochs": epochs, "closing_epochs": 0, "recalibrate": False, "max_minutes": None},
+                "method": {"name": "nesbs"},
+                "engine": own_engine | {"max_minutes": None},
             },
         )
-        config["method"] = {"name": "nesbs", "alpha_epochs": max(epochs // 2, 1)}
+        config["method"] = {"name": "nesbs"}  # and nothing of the search's own method
         own = prepare(self.examples, config=config)
         weights = place / "supernet.safetensors"
         posterior = place / "posterior.json"
