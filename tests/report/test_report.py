@@ -3,15 +3,17 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 import bayesarch as ba
 from bayesarch.errors import RunError
 from bayesarch.report import page as pages
-from bayesarch.report import plots, write_report
+from bayesarch.report import plots, write_ensemble_report, write_report
 from bayesarch.report.amounts import amount, counted, duration, score, tick
 from bayesarch.runs import RunFolder
+from bayesarch.terminal import print_evaluation
 from helpers import jobs_here
 
 
@@ -198,6 +200,19 @@ def several(tmp_path_factory):
         made = ba.ensemble(found, members=2, candidates="neighbours", set=given, out=place / "ensemble")
     ba.export(made, format="source")
     return made
+
+
+def test_a_small_score_keeps_its_digits_in_the_table_and_on_the_page(several, tmp_path, capsys):
+    run = ba.open_run(shutil.copytree(several.path, tmp_path / "copy"))
+    record = run.folder.read_json("evaluation.json")
+    record["rows"][0]["aurc"] = {"value": 4.06e-5, "low": 0.0, "high": 8.13e-5}
+    run.folder.write_json("evaluation.json", record)
+    print_evaluation(run)
+    assert "4.1e-05" in capsys.readouterr().out
+    write_ensemble_report(run.folder, [np.zeros((8, 8, 1), np.uint8)] * 12)
+    page = (tmp_path / "copy" / "report.html").read_text()
+    assert "4.1e-05<br>" in page
+    assert "(0.0000 to 8.1e-05)" in page
 
 
 @pytest.mark.slow
