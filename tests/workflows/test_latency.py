@@ -21,6 +21,6 @@ def two_threads(monkeypatch):
 def test_one_image_has_as_many_threads_as_it_keeps_busy(macs, threads, two_threads, monkeypatch):
     cost = type("Cost", (), {"macs": macs})
     monkeypatch.setattr(latency, "network_cost", lambda net, shape: cost)
-    monkeypatch.setattr(latency, "latency_ms", lambda net, shape: torch.get_num_threads())
+    monkeypatch.setattr(latency, "latency_ms", lambda net, shape, repeats: torch.get_num_threads())
     assert latency.image_latency(nn.Identity(), (1, 8, 8)) == threads
     assert torch.get_num_threads() == 2

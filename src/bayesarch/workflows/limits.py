@@ -19,6 +19,8 @@ __all__ = ["LimitsConfig", "of_channels", "settle_budgets", "settle_limits"]
 FLAGS = {"params": "--max-params", "macs": "--max-macs", "latency_ms": "--max-latency-ms"}
 PROBES = 8
 """Random architectures on which the latency table is checked."""
+ROUNDS = 3
+"""Times that each network of the latency table is measured, among the others: the fastest counts."""
 
 
 class LimitsConfig(Config):
@@ -117,11 +119,16 @@ def _latencies(
     Sums of such terms are only nearly right, so all are scaled up until no random probe is slower than its sum says.
     """
 
-    def measured(arch: Architecture) -> float:
-        net = build(
-            arch, input_shape=input_shape, classes=classes, sizes=sizes, generator=torch.Generator().manual_seed(0)
-        )
-        return image_latency(net.to(device), input_shape)
+    def measured(archs: list[Architecture]) -> list[float]:
+        """Each is the fastest of rounds over all: a machine that was busy for a while has slowed one round, no more."""
+
+        def once(arch: Architecture) -> float:
+            net = build(
+                arch, input_shape=input_shape, classes=classes, sizes=sizes, generator=torch.Generator().manual_seed(0)
+            )
+            return image_latency(net.to(device), input_shape, repeats=7)
+
+        return [min(times) for times in zip(*([once(arch) for arch in archs] for _ in range(ROUNDS)), strict=True)]
 
     def macs(picks: tuple[tuple[int, ...], ...]) -> int:
         arch = Architecture(space, picks)
@@ -129,20 +136,17 @@ def _latencies(
 
     cheapest = list(space.random_picks(random.Random(0)))
     for position, choice in enumerate(space.choices):
-        versions = [(*cheapest[:position], (i,), *cheapest[position + 1 :]) for i in range(len(choice.options))]
-        best = min(range(len(versions)), key=lambda i: (i != choice.zero and macs(versions[i]), i))
+        options = [(*cheapest[:position], (i,), *cheapest[position + 1 :]) for i in range(len(choice.options))]
+        best = min(range(len(options)), key=lambda i: (i != choice.zero and macs(options[i]), i))
         cheapest[position] = (best,)
-    base = measured(Architecture(space, tuple(cheapest)))
-    added = []
-    for position, choice in enumerate(space.choices):
-        for option in range(len(choice.options)):
-            picks = (*cheapest[:position], (option,), *cheapest[position + 1 :])
-            same = (option,) == cheapest[position]
-            added.append(0.0 if same else max(measured(Architecture(space, picks)) - base, 0.0))
+    flat = [(position, (i,)) for position, choice in enumerate(space.choices) for i in range(len(choice.options))]
+    versions = [tuple(cheapest), *((*cheapest[:p], pick, *cheapest[p + 1 :]) for p, pick in flat)]
+    base, *times = measured([Architecture(space, picks) for picks in versions])
+    added = [0.0 if pick == cheapest[p] else max(ms - base, 0.0) for (p, pick), ms in zip(flat, times, strict=True)]
     rng, slower = random.Random(0), 1.0
-    for _ in range(PROBES):
-        arch = Architecture(space, space.random_picks(rng))
-        slower = max(slower, measured(arch) / (base + sum(added[g] for g in arch.columns)))
+    probes = [Architecture(space, space.random_picks(rng)) for _ in range(PROBES)]
+    for arch, ms in zip(probes, measured(probes), strict=True):
+        slower = max(slower, ms / (base + sum(added[g] for g in arch.columns)))
     return base * slower, tuple(value * slower for value in added)
 
 
