@@ -6,10 +6,11 @@
     python benchmarks/bayesnas.py cost --out benchmarks/results/bayesnas_cost.json
 
 `prior`: the default search in each space on digits or 2,000 images of MNIST, with the count of options that went by the
-evidence (or with their gate or predecessor), and the same search under a flat prior (lambda 1e-12), under which none
-should go; accuracy on the selection split, weights inherited, beside that of the whole supernet after the same
-schedule. On digits also at lambda .003, in NAS-Bench-201's cell on MNIST at .03. The spaces of two-input and tree
-cells, whose searches take minutes, have two seeds at most, and one of what is not the default.
+evidence (or with their gate or predecessor); the same at the published lambda of .007; and under a flat prior (lambda
+1e-12), under which none should go; accuracy on the selection split, weights inherited, beside that of the whole
+supernet after the same schedule. The spaces other than NAS-Bench-201's cell, whose searches take minutes, have two
+seeds at most and one of the flat prior; at 16 channels, which is their default width, `darts` and `tree-cell` have
+the default search alone, on digits.
 `sensitivity`: one setting at a time, in NAS-Bench-201's cell on digits.
 `cost`: one step and one curvature update of the published supernet (C = 36, 8 cells, batch 18), seconds and memory.
 Goes on where it broke off: runs that are in the record are not run again.
@@ -36,25 +37,27 @@ from bayesarch.spaces import BAYESNAS_CELL
 from bayesarch.workflows.environment import environment
 
 FLAT = {"method.penalty_gates": 1e-12, "method.penalty_operations": 1e-12}
-LOW = {"method.penalty_gates": 0.003, "method.penalty_operations": 0.003}
-HIGH = {"method.penalty_gates": 0.03, "method.penalty_operations": 0.03}
+PUBLISHED = {"method.penalty_gates": 0.007, "method.penalty_operations": 0.007}
 SPACES = {
-    "nb201": {},
-    "bayesnas-cell": {},
-    "darts": {"space.channels": 8},
-    "tree-cell": {"space.channels": 8, "space.alpha": 12},
+    "nb201": ("nb201", {}),
+    "bayesnas-cell": ("bayesnas-cell", {}),
+    "darts": ("darts", {"space.channels": 8}),
+    "tree-cell": ("tree-cell", {"space.channels": 8, "space.alpha": 12}),
+    "darts, 16 channels": ("darts", {}),
+    "tree-cell, 16 channels": ("tree-cell", {}),
 }
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATA = {"digits": ("digits", {}), "mnist": (str(SHARED / "mnist.npz"), {"data.limit": 2000})}
-ARMS = {
-    "digits": {"default": {}, "lambda .003": LOW, "flat prior": FLAT},
-    "mnist": {"default": {}, "lambda .03": HIGH, "flat prior": FLAT},
-}
-MOST = {"default": 2, "lambda .003": 1, "flat prior": 1}
-"""Seeds in spaces of two-input and tree cells, whose searches take minutes; other arms have none there."""
+ARMS = {"default": {}, "lambda .007": PUBLISHED, "flat prior": FLAT}
+MOST = {"default": 2, "lambda .007": 2, "flat prior": 1}
+"""Seeds in spaces other than NAS-Bench-201's cell, whose searches take minutes."""
 VARIANTS = {
-    "default (lambda .007, gamma 1, full, 3 rounds)": {},
+    "default (share .3, gamma 1, full, 3 rounds)": {},
+    "share .1": {"method.penalty_share": 0.1},
+    "share .2": {"method.penalty_share": 0.2},
+    "share .5": {"method.penalty_share": 0.5},
     "lambda .005": {"method.penalty_gates": 0.005, "method.penalty_operations": 0.005},
+    "lambda .007": PUBLISHED,
     "lambda .01": {"method.penalty_gates": 0.01, "method.penalty_operations": 0.01},
     "lambda .03": {"method.penalty_gates": 0.03, "method.penalty_operations": 0.03},
     "first variance .1": {"method.first_variance": 0.1},
@@ -72,9 +75,9 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def one_search(space: str, seed: int, settings: dict, data: str = "digits") -> dict:
+def one_search(label: str, seed: int, settings: dict, data: str = "digits") -> dict:
     """Return what is said of one search."""
-    source, amount = DATA[data]
+    (space, sizes), (source, amount) = SPACES[label], DATA[data]
     with tempfile.TemporaryDirectory() as folder:
         run = ba.search(
             source,
@@ -82,7 +85,7 @@ def one_search(space: str, seed: int, settings: dict, data: str = "digits") -> d
             method="bayesnas",
             seed=seed,
             out=Path(folder) / "run",
-            set={**SPACES[space], **amount, **settings},
+            set={**sizes, **amount, **settings},
         )
         summary, metrics = run.summary, [m for m in run.metrics if m["stage"] == "search"]
     return {
@@ -98,6 +101,7 @@ def one_search(space: str, seed: int, settings: dict, data: str = "digits") -> d
         "before_last_update": float(np.mean([m["selection_accuracy"] for m in metrics[-6:-1]])),
         "epochs": summary["search_epochs"],
         "closing_epochs": summary["closing_epochs"],
+        "penalty": summary["penalty"],
         "seconds": summary["times"]["seconds"],
     }
 
@@ -131,9 +135,11 @@ def prior(arguments: argparse.Namespace) -> None:
         {
             f"{space}, {name}, seed {seed}": (space, seed, settings)
             for seed in range(arguments.seeds)
-            for name, settings in ARMS[arguments.data].items()
-            for space in arguments.spaces.split(",")
-            if space == "nb201" or seed < MOST.get(name, 0)
+            for name, settings in ARMS.items()
+            for space in SPACES
+            if space.split(",")[0] in arguments.spaces.split(",")
+            if space == "nb201" or seed < MOST[name]
+            if "," not in space or (name == "default" and arguments.data == "digits")
         },
         arguments.data,
     )
@@ -216,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("prior", "sensitivity", "cost"))
     parser.add_argument("--data", choices=tuple(DATA), default="digits", help="of `prior`")
-    parser.add_argument("--spaces", default=",".join(SPACES), help="of `prior`")
+    parser.add_argument("--spaces", default="nb201,bayesnas-cell,darts,tree-cell", help="of `prior`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)

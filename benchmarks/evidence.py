@@ -61,7 +61,7 @@ def several(space: Space) -> Space:
 
 def trained_supernet(space, examples, data, sizes, streams, steps: int):
     """Return (method, state, network) after `steps` of the weights alone and twice as many under the penalty."""
-    method = BayesNAS(space, BayesNASConfig(warmup_steps=steps))
+    method = BayesNAS(space, BayesNASConfig(warmup_steps=steps, penalty_gates=0.007, penalty_operations=0.007))
     shape, classes = examples.input_shape, len(examples.classes)
     net = Supernet(space, input_shape=shape, classes=classes, sizes=sizes, generator=streams["init"])
     net = net.to(memory_format=torch.channels_last).train()

@@ -263,6 +263,26 @@ def test_support_changes_its_sign_where_lambda_breaks_even():
         assert torch.equal(ard.support(b[:, :4] / lam, h[:, :4] / lam).sign(), torch.full((4,), sign).double())
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99, 5.0])
+def test_what_goes_by_a_share_is_worth_less_than_that_share_of_the_whole(share):
+    generator = torch.Generator().manual_seed(1)
+    for spread in (0.0, 0.5, 4.0):
+        w, h = torch.randn(1, 50, generator=generator).double(), torch.randn(1, 50, generator=generator).double()
+        h = (spread * h).exp()
+        even = ard.break_even(h * w, h)
+        worth = 2 * (0.5 * h * w.square())[0]  # twice what a quadratic loss rises by, from its least value, at w = 0
+        assert torch.allclose(even, worth)
+        lam = ard.relative_lambda(even, share)
+        gone = ard.support(h * w / lam, h / lam) <= 0
+        assert float(worth[gone].sum()) <= share * float(worth.sum())
+        assert share >= 1 or not bool(gone.all())
+        assert torch.allclose(ard.relative_lambda(1e6 * even, share), 1e6 * lam)
+    assert share >= 1 or not bool((torch.ones(9) <= ard.relative_lambda(torch.ones(9), share)).any())
+    assert float(ard.relative_lambda(torch.zeros(9), share)) > 0, "1 / lambda is taken"
+    with_slope = torch.tensor([1.0, math.inf])
+    assert float(ard.relative_lambda(with_slope, share)) == pytest.approx(share / 2)
+
+
 def test_bayes_factor_is_the_ratio_of_integrals():
     """N(w; w_ML, 1/h) integrated over the slab, over its value at 0."""
     for b, h, slab in ((2.0, 5.0, 1.0), (0.1, 5.0, 0.5), (4.0, 2.0, 3.0)):

@@ -21,6 +21,7 @@ from helpers import make_engine, posterior_of
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
 QUICK = {"warmup_steps": 4, "round_steps": 4, "rounds": 2}
 NOTHING = {"penalty_gates": 1e-12, "penalty_operations": 1e-12}
+FIXED = {"penalty_gates": 0.007, "penalty_operations": 0.007}
 
 
 def several(space):
@@ -82,7 +83,7 @@ def moved_by(engine, clock):
 
 
 def test_a_step_is_the_optimisers_and_the_proximal_one(tmp_path):
-    engine = engine_of(tmp_path, switch_lr=0.1, dependency="none", switch_momentum=0.0)
+    engine = engine_of(tmp_path, switch_lr=0.1, dependency="none", switch_momentum=0.0, **FIXED)
     clock = Clock(epoch=5, step=50, epochs=8, steps_per_epoch=4, weight_lr=0.02)
     state, batches = moved_by(engine, clock)
     leaf = engine.state.w.clone().requires_grad_()
@@ -155,7 +156,7 @@ def kept_labels(method, state):
 
 
 def test_what_the_evidence_does_not_support_goes_with_what_depended_on_it():
-    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9))
+    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, **FIXED))
     label = method.space.labels.index
     supported = [label("3<-0/nor_conv_3x3"), label("3<-0/skip_connect"), label("2<-1/nor_conv_1x1")]
     state = removed_with(method, supported)
@@ -168,7 +169,7 @@ def test_what_the_evidence_does_not_support_goes_with_what_depended_on_it():
 
 
 def test_what_leads_nowhere_goes_as_inactive():
-    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9))
+    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, **FIXED))
     label = method.space.labels.index
     state = removed_with(method, [label("3<-0/skip_connect"), label("2<-0/nor_conv_1x1")])
     why = {name: reason for _, name, reason in state.removed}
@@ -177,7 +178,7 @@ def test_what_leads_nowhere_goes_as_inactive():
 
 
 def test_a_dead_gate_takes_its_edge_along():
-    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9))
+    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, **FIXED))
     everything = [g for g in range(30) if g % 5]
     seen = seen_with(method, everything)
     seen.h[0, method.space.columns(3)[0]] = 1e-3
@@ -188,7 +189,7 @@ def test_a_dead_gate_takes_its_edge_along():
 
 
 def test_the_last_path_is_kept_and_counted():
-    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9))
+    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, **FIXED))
     state = removed_with(method, [])
     assert method.space.connected(
         [[o for o, g in enumerate(method.space.columns(p)) if state.live[g]] for p in range(6)]
@@ -202,7 +203,7 @@ def test_the_last_path_is_kept_and_counted():
 
 
 def test_the_entropy_rule_asks_the_variance():
-    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, rule="entropy", dependency="none"))
+    method = BayesNAS(several(NB201), BayesNASConfig(rounds=9, rule="entropy", dependency="none", **FIXED))
     gamma = torch.ones(30)
     gamma[7] = ard.ENTROPY_THRESHOLD
     state = method.removed(
@@ -225,7 +226,7 @@ def test_one_option_is_left_where_one_is_allowed(tmp_path):
 
 
 def test_inclusion_is_the_bayes_factor_of_the_effective_switch(tmp_path):
-    engine = engine_of(tmp_path, curvature_batches=1)
+    engine = engine_of(tmp_path, curvature_batches=1, **FIXED)
     method, lam = engine.method, engine.method.config.penalty_operations
     engine.net.train()
     w = 0.5 + torch.rand(engine.state.w.shape, generator=torch.Generator().manual_seed(0))
@@ -261,11 +262,65 @@ def test_who_hears_that_the_evidence_hardly_spoke_is_told_a_lambda_at_which_it_d
     other = BayesNAS(NB201, BayesNASConfig(rounds=1, penalty_gates=told, penalty_operations=told))
     gone = {label for _, label, why in other.removed(replace(engine.state, updates=1), seen, present).removed
             if why == "evidence"}  # fmt: skip
+    relative = BayesNAS(NB201, BayesNASConfig(rounds=1, penalty_share=1e-9))
+    state = relative.weighed(replace(engine.state, updates=1), seen, present)
+    (warning,) = relative.summary(relative.removed(state, seen, present))["warnings"]
+    share = float(re.search(r"penalty_share=([\d.e-]+)", warning)[1])
+    other = BayesNAS(NB201, BayesNASConfig(rounds=1, penalty_share=share))
+    state = other.removed(other.weighed(state, seen, present), seen, present)
+    assert {label for _, label, why in state.removed if why == "evidence"} == gone
     third = np.quantile([even for g, even in summary["break_even"].items() if "none" not in g], 1 / 3)
     assert told == pytest.approx(third, rel=0.05)  # told to two digits
     assert 7 <= len(gone) <= 9, "a third of 24 is 8"
     assert gone == {g for g, even in summary["break_even"].items() if "none" not in g and even <= told}
     assert "penalty_operations" not in str(BayesNAS(NB201, BayesNASConfig(rule="entropy")).summary(state)["warnings"])
+
+
+def test_lambda_follows_the_scale_of_the_loss():
+    """What goes by `penalty_share` is the same for a loss of a hundred times the size; by a fixed lambda it is not."""
+    g = NB201.n_options
+    curvature = torch.logspace(-4, -1, g)[torch.randperm(g, generator=torch.Generator().manual_seed(3))].view(1, g)
+    present = torch.ones(1, g, dtype=torch.bool)
+
+    def gone(config, scale):
+        method = BayesNAS(several(NB201), config)
+        h, flat = scale * curvature, torch.zeros(1, g)
+        seen = Curvature(flat, h, flat, h, 10)
+        state = method.weighed(replace(fresh(method), updates=1), seen, present)
+        return float(state.lam), {name for _, name, _ in method.removed(state, seen, present).removed}
+
+    relative = BayesNASConfig(rounds=9, penalty_share=0.1)
+    small, large = gone(relative, 1.0), gone(relative, 100.0)
+    operations = curvature[0, ~series(NB201, "cpu").is_gate]
+    assert small[0] == pytest.approx(0.1 * float(operations.mean()), rel=1e-5)  # switches at 1, no slope: h is b^2 / h
+    assert large[0] == pytest.approx(100 * small[0], rel=1e-5)
+    assert small[1] == large[1]
+    assert len(small[1]) >= int((operations <= small[0]).sum()) > 3
+    fixed = BayesNASConfig(rounds=9, **FIXED)
+    assert gone(fixed, 1.0)[1] > gone(fixed, 100.0)[1] == set()
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, True), ({"penalty_gates": 0.007}, True), (FIXED, False)])
+def test_lambda_is_told_by_the_curvature_when_the_warm_up_ends(tmp_path, given, told):
+    engine = engine_of(tmp_path, curvature_batches=1, **given)
+    looks = []
+    look = engine.method.look
+    engine.method.look = lambda *args: looks.append(look(*args)) or looks[-1]
+    clock = Clock(
+        epoch=1, step=4, epochs=8, steps_per_epoch=4, weight_lr=0.02
+    )  # the warm-up is one epoch of four steps
+    state, _ = engine.method.boundary(engine.state, engine.net, engine.data, streams=engine.streams, clock=clock)
+    assert len(looks) == told
+    assert state.updates == 0
+    assert torch.equal(state.live, engine.state.live), "nothing goes before switches were trained"
+    is_gate = series(NB201, "cpu").is_gate
+    for columns, name in ((is_gate, "penalty_gates"), (~is_gate, "penalty_operations")):
+        expected = given.get(name)
+        if expected is None:
+            h, b = looks[0].gate_h, looks[0].gate_h - looks[0].gate_gradient  # all switches are at 1
+            worth = (b.square().sum(0) / h.sum(0))[~is_gate]
+            expected = engine.method.config.penalty_share * float(worth.mean())
+        assert torch.allclose(engine.method._lambda(state)[columns], torch.tensor(expected))
 
 
 def test_limits_are_kept_where_several_options_may_stay(tmp_path):

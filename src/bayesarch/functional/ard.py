@@ -48,6 +48,7 @@ __all__ = [
     "proximal",
     "published_penalty",
     "published_update",
+    "relative_lambda",
     "support",
     "switch_entropy",
     "variance_jacobian",
@@ -305,6 +306,25 @@ def break_even(b: Tensor, h: Tensor) -> Tensor:
     """
     pull, curvature = b.square().sum(0), h.sum(0)
     return torch.where(pull > 0, pull / curvature, 0.0)
+
+
+def relative_lambda(even: Tensor, share: float) -> Tensor:
+    """Return `share` times the mean of `break_even`, shape (): a lambda that follows the scale of the loss. Ours.
+
+    b^2 / h is twice what the loss would rise if the option went alone, to second order (optimal brain damage; of
+    several copies it is the mean weighted by curvature): an option goes when it is worth less than `share` of the
+    average one. All that go are together worth less than `share` of the whole, and below a share of 1 something always
+    stays. Independent of the scales of loss and operations and so, unlike a fixed lambda, of how far training has come.
+
+    Args:
+        even: `break_even` of all operations, 0 where they have gone, shape (G,).
+        share: positive.
+
+    Returns:
+        A scalar, at least 1e-12: positive even where the loss is flat.
+    """
+    finite = torch.where(even.isfinite(), even, 0.0)  # infinite: a slope without curvature, which goes at no lambda
+    return (share * finite.mean()).clamp(min=1e-12)
 
 
 def switch_entropy(variance: Tensor) -> Tensor:

@@ -52,10 +52,12 @@ class BayesNASConfig(Config):
     """What an operation's prior depends on: nothing, the gate of its edge, or what enters its source as well."""
     update: Literal["exact", "published"] = "exact"
     """Variances that lower the evidence bound, or the paper's update, which leaves out cross terms."""
-    penalty_gates: float = Field(default=0.007, gt=0)
-    """lambda of gates: 1 / the number of examples that the mean loss is taken to stand for."""
-    penalty_operations: float = Field(default=0.007, gt=0)
-    """lambda of operations."""
+    penalty_share: float = Field(default=0.3, gt=0)
+    """lambda as a share of what an average operation is worth (`ard.relative_lambda`), asked again at every update."""
+    penalty_gates: float | None = Field(default=None, gt=0)
+    """lambda of gates: 1 / the examples that the mean loss is taken to stand for; null: by `penalty_share`."""
+    penalty_operations: float | None = Field(default=None, gt=0)
+    """lambda of operations; null: by `penalty_share` (published: .007 and .01)."""
     penalised: bool = True
     """Whether switches pay the penalty while they are trained; without it only the criterion prunes (an ablation)."""
     step: Literal["proximal", "gradient"] = "proximal"
@@ -110,6 +112,8 @@ class BayesNASState:
     """Log Bayes factor of each option and gate when last looked at, nats, shape (G,)."""
     break_even: Tensor
     """lambda at which each option or gate would have gone by the evidence when last looked at, shape (G,)."""
+    lam: Tensor
+    """lambda by `penalty_share` when last looked at, shape (); 0 before."""
     live: Tensor
     undecided: Tensor
     """What was live when one option per choice, or what the limits allow, was picked, shape (G,)."""
@@ -156,6 +160,7 @@ class BayesNAS:
             spread=torch.zeros_like(w),
             log_factor=torch.zeros_like(one),
             break_even=torch.zeros_like(one),
+            lam=one.new_zeros(()),
             live=live,
             undecided=live.clone(),
             batch_size=setting.batch_size,
@@ -196,7 +201,7 @@ class BayesNAS:
 
     def _moved(self, state: BayesNASState, gradient: Tensor, present: Tensor, clock: Clock) -> BayesNASState:
         """Return the state after one step of the switches on loss and penalty."""
-        config, terms = self.config, self._penalty(state, state.w.device)
+        config, terms = self.config, self._penalty(state)
         if config.penalised and config.step == "gradient":
             leaf = state.w.detach().requires_grad_()
             ard.penalty(terms, (leaf * present).square().sum(0)).backward()
@@ -209,17 +214,20 @@ class BayesNAS:
             w = ard.proximal(w * present, terms, lr, before=state.w * present)
         return replace(state, w=torch.where(present, w, state.w), velocity=velocity)
 
-    def _penalty(self, state: BayesNASState, device: torch.device) -> ard.Penalty:
+    def _penalty(self, state: BayesNASState) -> ard.Penalty:
         """Return the penalty in force, lambda included."""
-        lam = self._lambda(device)
-        return ard.Penalty(lam * state.weight, state.share if state.share.ndim == 2 else None)
+        return ard.Penalty(self._lambda(state) * state.weight, state.share if state.share.ndim == 2 else None)
 
-    def _lambda(self, device: torch.device) -> Tensor:
-        is_gate = series(self.space, str(device)).is_gate
-        gates, operations = (
-            torch.tensor(v, device=device) for v in (self.config.penalty_gates, self.config.penalty_operations)
-        )
-        return torch.where(is_gate, gates, operations)
+    def _lambda(self, state: BayesNASState) -> Tensor:
+        """Return lambda of each option and gate, shape (G,)."""
+        gates, operations = self._lambdas(state)
+        return torch.where(series(self.space, str(state.w.device)).is_gate, gates, operations)
+
+    def _lambdas(self, state: BayesNASState) -> tuple[Tensor, Tensor]:
+        """Return lambda of gates and of operations, scalars."""
+        given = self.config.penalty_gates, self.config.penalty_operations
+        gates, operations = (state.lam if value is None else torch.full_like(state.lam, value) for value in given)
+        return gates, operations
 
     def _epochs(self, steps: int, clock: Clock) -> int:
         """Return whole epochs that hold so many steps."""
@@ -242,11 +250,13 @@ class BayesNAS:
         since = clock.epoch - self._epochs(self.config.warmup_steps, clock)
         every = self._epochs(self.config.round_steps, clock)
         due = since > 0 and (since % every == 0 or clock.last)
-        if state.decided or not due:
+        starts = since == 0 and None in (self.config.penalty_gates, self.config.penalty_operations)
+        if state.decided or not (due or starts):
             return state, self._record(state)
-        seen = self.look(state, net, data, streams)
-        state = self.updated(state, seen, net.occupancy.to(state.w.device))
-        state = self.removed(state, seen, net.occupancy.to(state.w.device))
+        seen, present = self.look(state, net, data, streams), net.occupancy.to(state.w.device)
+        state = self.weighed(state, seen, present)
+        if due:
+            state = self.removed(self.updated(state, seen, present), seen, present)
         return state, self._record(state)
 
     def look(self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], streams: Streams) -> Curvature:
@@ -264,10 +274,16 @@ class BayesNAS:
             generator=streams["curvature"],
         )
 
+    def weighed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
+        """Return the state with the lambda that `penalty_share` asks for."""
+        even = ard.break_even(*self._asked(state, seen, present))
+        operations = ~series(self.space, str(even.device)).is_gate
+        return replace(state, lam=ard.relative_lambda(even[operations], self.config.penalty_share))
+
     def updated(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state with new variances and the penalty that belongs to them."""
         config = self.config
-        h = torch.where(present, seen.h, 0.0) / self._lambda(state.w.device)
+        h = torch.where(present, seen.h, 0.0) / self._lambda(state)
         squares = (state.w * present).square().sum(0)
         if config.update == "exact":
             gamma = ard.exact_update(state.gamma, squares, h, self.edges, config.dependency)
@@ -290,15 +306,21 @@ class BayesNAS:
 
         Shapes (G,).
         """
-        parts, lam = series(self.space, str(state.w.device)), self._lambda(state.w.device)
-        own, own_h, own_g = state.w, seen.h / lam, seen.gradient / lam
+        b, h = self._asked(state, seen, present)
+        lam = self._lambda(state)
+        even = ard.break_even(b, h)
+        return ard.support(b / lam, h / lam), ard.log_bayes_factor(b / lam, h / lam, self.config.slab), even
+
+    def _asked(self, state: BayesNASState, seen: Curvature, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (b, h) of the mean loss in the switch that decides, shapes (L, G)."""
+        own, own_h, own_g = state.w, seen.h, seen.gradient
         if self.config.decide_on == "effective":
+            parts = series(self.space, str(state.w.device))
             own = torch.where(parts.is_gate, own, parts.compose(state.w))
-            own_h = torch.where(parts.is_gate, own_h, seen.gate_h / lam)
-            own_g = torch.where(parts.is_gate, own_g, seen.gate_gradient / lam)
+            own_h = torch.where(parts.is_gate, own_h, seen.gate_h)
+            own_g = torch.where(parts.is_gate, own_g, seen.gate_gradient)
         h = torch.where(present, own_h, 0.0)
-        b = torch.where(present, ard.newton_optimum(own, own_h, own_g), 0.0)
-        return ard.support(b, h), ard.log_bayes_factor(b, h, self.config.slab), lam * ard.break_even(b, h)
+        return torch.where(present, ard.newton_optimum(own, own_h, own_g), 0.0), h
 
     def removed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state without what the criterion, and with it the dependency, takes away."""
@@ -444,20 +466,22 @@ class BayesNAS:
             "options": total,
             "removed_by_criterion": by_rule,
             "removed": [list(row) for row in state.removed],
+            "penalty": dict(zip(("gates", "operations"), map(float, self._lambdas(state)), strict=True)),
             "switches": self._gaussians(state),
             "break_even": dict(zip(self.space.labels, state.break_even.double().cpu().tolist(), strict=True)),
             "warnings": warnings,
         }
 
     def _hint(self, state: BayesNASState) -> str:
-        """Return a lambda at which the evidence would have spoken; nothing where it was not asked."""
-        third = float(state.break_even.cpu()[self._operations()].quantile(1 / 3))
+        """Return a penalty at which the evidence would have spoken; nothing where it was not asked."""
+        even = state.break_even.cpu()[self._operations()]
+        third = float(even.quantile(1 / 3))
         if self.config.rule != "evidence" or not 0 < third < math.inf:
             return ""
-        return (
-            f"when last asked, a third of them would have gone at lambda {third:.2g} (--set "
-            f"method.penalty_operations={third:.2g} --set method.penalty_gates={third:.2g}); "
-        )
+        said = f"when last asked, a third of them would have gone at lambda {third:.2g} (--set "
+        if self.config.penalty_operations is None:
+            return f"{said}method.penalty_share={third / float(ard.relative_lambda(even, 1.0)):.2g}); "
+        return f"{said}method.penalty_operations={third:.2g} --set method.penalty_gates={third:.2g}); "
 
     def _gaussians(self, state: BayesNASState) -> dict[str, Any]:
         """Return the Gaussian of every switch, by its option: mean and standard deviation in every copy of its cell."""
