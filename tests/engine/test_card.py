@@ -110,13 +110,21 @@ def test_other_spaces_lie_on_the_card_too(space, tmp_path, monkeypatch, card):
 
 
 def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card):
-    """By the public face: a search in bf16, its training with inherited weights, an evaluation."""
+    """By the public face: a search in bf16, its training with inherited weights, evaluations there and here."""
     settings = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1, "engine.precision": "bf16"}
     run = ba.search("digits", method="drnas", limit=150, device="cuda", out=tmp_path / "run", set=settings)
     trained = ba.train(run, inherit=True, device="cuda", out=tmp_path / "t", set={"train.epochs": 1, "train.ema": 0.9})
     assert trained.folder.read_json("environment.json")["device_name"] == "pretended"
     assert any("Trainer" in name for wait in card.waits for name in wait.asked_by)
     assert not trained.network()(torch.zeros(2, 1, 8, 8)).is_cuda
+    count, words = len(card.waits), {"corruptions": ["gaussian_noise"], "severities": [3]}
+    here = ba.evaluate(trained, device="cpu", **words)
+    assert len(card.waits) == count
+    there = ba.evaluate(trained, **words)
+    assert len(card.waits) > count
+    assert (here["device"], there["device"]) == ("cpu", "cuda")
+    assert there["rows"][0]["nll"]["value"] == pytest.approx(here["rows"][0]["nll"]["value"], abs=1e-4)
+    assert there["corruptions"][0]["nll"] == pytest.approx(here["corruptions"][0]["nll"], abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["evidence", "switches"])

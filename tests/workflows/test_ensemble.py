@@ -15,7 +15,7 @@ import safetensors.torch
 import bayesarch as ba
 from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.ensembles import SELECTIONS, Mixture, fit_mixture
-from bayesarch.errors import ConfigError, RunError
+from bayesarch.errors import ConfigError, DeviceError, RunError
 from bayesarch.functional import uncertainty as un
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
@@ -141,13 +141,16 @@ def test_pages_are_written_again_from_the_records(run, made):
 
 def test_any_other_run_can_be_evaluated_too(made):
     member = made.members[0]
-    record = ba.evaluate(member.path, corruptions=["fog"], severities=[2], ood="digits")
+    assert ba.open_run(member) is member
+    record = ba.evaluate(member, device="cpu", corruptions=["fog"], severities=[2], ood="digits")
     assert [row["name"] for row in record["rows"]] == ["network", "network, T"]
     assert record["rows"][0]["accuracy"]["value"] == pytest.approx(member.summary["test"]["accuracy"])
     assert record["rows"][0]["nll"]["value"] == pytest.approx(member.summary["test"]["loss"], rel=1e-4)
     assert [(row["kind"], row["severity"]) for row in record["corruptions"]] == [("fog", 2)]
     assert 0.3 < record["ood"]["rows"][0]["auroc"] < 0.7, "digits cannot be told from digits"
-    assert Path(member.path, "evaluation.html").exists()
+    assert "Times on cpu" in Path(member.path, "evaluation.html").read_text()
+    with pytest.raises(DeviceError, match="use auto, cpu, cuda"):
+        ba.evaluate(member, device="gpu", corruptions=[])
     with pytest.raises(ConfigError, match="did you mean 'fog'"):
         ba.evaluate(member.path, corruptions=["fogg"])
     with pytest.raises(ConfigError, match="images are"):

@@ -91,6 +91,7 @@ def evaluate(
     ] = "standard",
     severities: Annotated[str, typer.Option(help="Of 1 to 5")] = "1,3,5",
     seed: Annotated[int, typer.Option(help="Decides bootstraps and corruptions")] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto]")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a run's answers on the test split. Calibration, uncertainty, sets, strange and corrupted images."""
@@ -106,6 +107,7 @@ def evaluate(
         corruptions=known.get(corruptions, tuple(corruptions.split(","))),
         severities=numbers(severities, "--severities"),
         seed=seed,
+        device=device,
     )
     print_json(record) if as_json else print_evaluation(open_run(run))
 

@@ -209,6 +209,6 @@ def _record_lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     for row in record["costs"]:
         lines.append(
             ("cost", f"{row['name']}: {row['params']:,} parameters, {amount(row['macs'])} MACs, "
-                     f"{row['latency_ms']:.2f} ms, {row['bytes'] / 1e6:.2f} MB")
+                     f"{row['latency_ms']:.2f} ms on {record.get('device', 'cpu')}, {row['bytes'] / 1e6:.2f} MB")
         )  # fmt: skip
     return lines

@@ -75,7 +75,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
             for cost, quality in points]  # fmt: skip
 
 
-def compare(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def compare(
+    paths: Sequence[str | os.PathLike[str] | Run], *, out: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Return groups of runs of one kind side by side, the first being what the others are set against.
 
     Searches are compared on the selection split, paired by seed. Where a training or an ensemble is among them, all are

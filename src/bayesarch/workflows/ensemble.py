@@ -106,7 +106,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
         BayesarchError: of a kind that says what is wrong; nothing is written before everything is checked.
         Interrupted: when SIGINT or SIGTERM asked to stop; `resume` continues.
     """
-    base = run if isinstance(run, Run) else open_run(run)
+    base = open_run(run)
     if not base.is_search:
         raise ConfigError(f"{base.path} is no search; give the search that candidates come from")
     base.summary  # noqa: B018 - a search that is not finished says so here

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bayesarch.data import DataConfig, Examples, load, split, splits_on
 from bayesarch.data.corruptions import CORRUPTIONS, STANDARD, corrupt
+from bayesarch.engine import resolve_device
 from bayesarch.ensembles import Mixture, fit_mixture
 from bayesarch.errors import ConfigError, DataError, nearest
 from bayesarch.functional import uncertainty as un
@@ -35,30 +35,33 @@ SHIFTED = 1000
 
 
 def evaluate(
-    path: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Run,
     data: Examples | None = None,
     *,
     ood: str | None = None,
     corruptions: Sequence[str] = STANDARD,
     severities: Sequence[int] = (1, 3, 5),
     seed: int = 0,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Score a finished run's network, or its ensemble, on the test split; write evaluation.json and the report.
 
     Args:
-        path: an ensemble, a training, or a search (the weights that were inherited).
+        run: an ensemble, a training, or a search (the weights that were inherited).
         data: the examples, where the run was given arrays.
         ood: other data, as `search` takes them, of the same shape of image: can they be told from the test images?
             None: test images with their pixels shuffled, which is an easy case.
         corruptions: kinds of corruption; none: skipped.
         severities: 1 to 5.
         seed: decides bootstraps, corruptions and randomised sets.
+        device: where the networks answer, and are timed; None: a card where there is one.
 
     Raises:
         ConfigError: for an unknown corruption, or other data of another shape.
+        DeviceError: if the device is not there.
         RunError: if the run is not finished.
     """
-    run = open_run(path)
+    run, on = open_run(run), resolve_device(device or "auto")
     unknown = [kind for kind in corruptions if kind not in CORRUPTIONS]
     if unknown:
         raise ConfigError(f"no corruption {unknown[0]!r}, {nearest(unknown[0], CORRUPTIONS)}")
@@ -67,9 +70,8 @@ def evaluate(
     partition = split(examples, config)
     if not run.is_search:
         partition = partition.for_training()
-    on = torch.device("cpu")
     splits = splits_on(examples, partition, ("selection", "test"), config=config, device=on)
-    predictor = run.predictor()
+    predictor = run.predictor().to(on)
     logits, y = predictor.logits_on(splits["test"])
     held, held_y = predictor.logits_on(splits["selection"])
     calibration = halves(held_y)[1]
@@ -79,7 +81,7 @@ def evaluate(
         answers |= {f"member {i}": p for i, p in enumerate(un.softmax(logits))}
     reference = _reference(run)
     if reference is not None:
-        z, held_z = (reference.logits_on(splits[name])[0] for name in ("test", "selection"))
+        z, held_z = (reference.to(on).logits_on(splits[name])[0] for name in ("test", "selection"))
         answers["plain ResNet"] = un.softmax(z[0])
         answers["plain ResNet, T"] = fit_mixture(held_z[:, calibration], held_y, (1.0,), "joint")(z)
     rows = [score_row(name, p, y, seed) for name, p in answers.items()]
@@ -94,6 +96,7 @@ def evaluate(
             }
             for member, arch, net in zip(run.members, predictor.architectures, predictor.networks, strict=True)
         ],
+        "device": str(on),
         "n": len(y),
         "n_calibration": len(held_y),
         "bins": BINS,

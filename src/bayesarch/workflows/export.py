@@ -55,7 +55,7 @@ def export(
         ConfigError: for an unknown form, or one that needs a package that is not here.
         RunError: if the written file does not give the same probabilities; nothing is left behind.
     """
-    run = target if isinstance(target, Run) else open_run(target)
+    run = open_run(target)
     forms = _forms(out, format)
     predictor = run.predictor()
     images = _real_images(run, data)

@@ -225,14 +225,14 @@ def _alive(pid: Any) -> bool:
     return True
 
 
-def open_run(path: str | os.PathLike[str], *, space: Space | None = None) -> Run:
+def open_run(path: str | os.PathLike[str] | Run, *, space: Space | None = None) -> Run:
     """Return the run at `path`.
 
     Args:
-        path: the run folder.
+        path: the run folder; a run is returned as it is.
         space: the space, where it is not a built-in one.
 
     Raises:
         RunError: if there is no run folder, or one of another version.
     """
-    return Run(RunFolder.open(path), space)
+    return path if isinstance(path, Run) else Run(RunFolder.open(path), space)

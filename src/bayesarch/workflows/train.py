@@ -202,7 +202,7 @@ def _target(
         return arch, {"space": {"name": arch.space.name}}, None
     if isinstance(target, str) and not Path(target).is_dir():
         raise RunError(f"{target} is neither a run folder nor an architecture")
-    run = target if isinstance(target, Run) else open_run(target, space=space if isinstance(space, Space) else None)
+    run = open_run(target, space=space if isinstance(space, Space) else None)
     if not run.is_search:
         raise ConfigError(f"{run.path} holds trained networks itself; give the search, or the architecture")
     data = {key: value for key, value in run.config["data"].items() if key != "bootstrap"}
