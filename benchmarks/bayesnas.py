@@ -1,8 +1,10 @@
-"""BayesNAS on small data: does the prior do the work, what does each setting do, and what does a step cost.
+r"""BayesNAS on small data: does the prior do the work, what does each setting do, and what does a step cost.
 
     python benchmarks/bayesnas.py prior --seeds 5 --out benchmarks/results/bayesnas_prior.json
     python benchmarks/bayesnas.py prior --data mnist --seeds 2 --out benchmarks/results/bayesnas_prior-mnist.json
-    python benchmarks/bayesnas.py sensitivity --seeds 5 --out benchmarks/results/bayesnas_sensitivity.json
+    python benchmarks/bayesnas.py prior --data mnist-1000 --seeds 1 \
+        --out benchmarks/results/bayesnas_prior-mnist-1000.json
+    python benchmarks/bayesnas.py sensitivity --seeds 3 --out benchmarks/results/bayesnas_sensitivity.json
     python benchmarks/bayesnas.py cost --out benchmarks/results/bayesnas_cost.json
 
 `prior`: the default search in each space on digits or 2,000 images of MNIST, with the count of options that went by the
@@ -10,7 +12,7 @@ evidence (or with their gate or predecessor); the same at the published lambda o
 1e-12), under which none should go; accuracy on the selection split, weights inherited, beside that of the whole
 supernet after the same schedule. The spaces other than NAS-Bench-201's cell, whose searches take minutes, have two
 seeds at most and one of the flat prior; at 16 channels, which is their default width, `darts` and `tree-cell` have
-the default search alone, on digits.
+the default search alone, as all spaces have on 1,000 images of MNIST.
 `sensitivity`: one setting at a time, in NAS-Bench-201's cell on digits.
 `cost`: one step and one curvature update of the published supernet (C = 36, 8 cells, batch 18), seconds and memory.
 Goes on where it broke off: runs that are in the record are not run again.
@@ -47,8 +49,20 @@ SPACES = {
     "tree-cell, 16 channels": ("tree-cell", {}),
 }
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
-DATA = {"digits": ("digits", {}), "mnist": (str(SHARED / "mnist.npz"), {"data.limit": 2000})}
+DATA = {
+    "digits": ("digits", {}),
+    "mnist": (str(SHARED / "mnist.npz"), {"data.limit": 2000}),
+    "mnist-1000": (str(SHARED / "mnist.npz"), {"data.limit": 1000}),
+}
+NARROW = ("nb201", "bayesnas-cell", "darts", "tree-cell")
+WIDE = ("nb201", "bayesnas-cell", "darts, 16 channels", "tree-cell, 16 channels")
+"""At the widths that they have by default."""
 ARMS = {"default": {}, "lambda .007": PUBLISHED, "flat prior": FLAT}
+COVERED = {
+    "digits": {"default": (*NARROW, *WIDE[2:]), "lambda .007": NARROW, "flat prior": NARROW},
+    "mnist": dict.fromkeys(ARMS, NARROW),
+    "mnist-1000": {"default": WIDE},
+}
 MOST = {"default": 2, "lambda .007": 2, "flat prior": 1}
 """Seeds in spaces other than NAS-Bench-201's cell, whose searches take minutes."""
 VARIANTS = {
@@ -87,7 +101,12 @@ def one_search(label: str, seed: int, settings: dict, data: str = "digits") -> d
             out=Path(folder) / "run",
             set={**sizes, **amount, **settings},
         )
-        summary, metrics = run.summary, [m for m in run.metrics if m["stage"] == "search"]
+        return row_of(run, seed)
+
+
+def row_of(run: ba.Run, seed: int) -> dict:
+    """Return what is said of a finished search."""
+    summary, metrics = run.summary, [m for m in run.metrics if m["stage"] == "search"]
     return {
         "seed": seed,
         "options": summary["options"],
@@ -133,13 +152,11 @@ def prior(arguments: argparse.Namespace) -> None:
         arguments.out,
         f"python benchmarks/bayesnas.py prior {data}--seeds {arguments.seeds} --out {arguments.out}",
         {
-            f"{space}, {name}, seed {seed}": (space, seed, settings)
+            f"{space}, {name}, seed {seed}": (space, seed, ARMS[name])
             for seed in range(arguments.seeds)
-            for name, settings in ARMS.items()
-            for space in SPACES
-            if space.split(",")[0] in arguments.spaces.split(",")
-            if space == "nb201" or seed < MOST[name]
-            if "," not in space or (name == "default" and arguments.data == "digits")
+            for name, covered in COVERED[arguments.data].items()
+            for space in covered
+            if SPACES[space][0] in arguments.spaces.split(",") and (space == "nb201" or seed < MOST[name])
         },
         arguments.data,
     )
@@ -222,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("prior", "sensitivity", "cost"))
     parser.add_argument("--data", choices=tuple(DATA), default="digits", help="of `prior`")
-    parser.add_argument("--spaces", default="nb201,bayesnas-cell,darts,tree-cell", help="of `prior`")
+    parser.add_argument("--spaces", default=",".join(NARROW), help="of `prior`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)

@@ -7,7 +7,11 @@ __all__ = ["bayesnas_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
-PRIORS = {"prior": "digits", "prior-mnist": "2,000 images of MNIST"}
+PRIORS = {
+    "prior": "digits",
+    "prior-mnist": "2,000 images of MNIST",
+    "prior-mnist-1000": "1,000 images of MNIST",
+}
 """What the records of `benchmarks/bayesnas.py prior` are of."""
 
 
@@ -64,13 +68,14 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
     groups: dict[str, list[dict]] = {}
     for name, row in sorted(record["rows"].items()):
         groups.setdefault(name.rsplit(", seed", 1)[0], []).append(row)
+    flat = any("flat" in name for name in groups)
     rows = list(record["rows"].values())
     for name, some in groups.items():
         shares = [row["by_criterion"] / row["options"] for row in some]
         body.append(
                 [
                     name, str(len(some)),
-                    f"{min(shares):.0%} to {max(shares):.0%}", str(sum(row["kept_by_guard"] for row in some)),
+                    f"{min(shares):.0%} to {max(shares):.0%}", _lambdas(some), str(sum(row["kept_by_guard"] for row in some)),
                     f"{statistics.fmean(row['left'] for row in some):.1f} of {some[0]['options']}",
                     f"{statistics.fmean(row['before_last_update'] for row in some):.3f}",
                     f"{statistics.fmean(row['accuracy'] for row in some):.3f}",
@@ -81,18 +86,28 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
             )  # fmt: skip
     old = any("closing_epochs" not in row for row in rows)
     older = " Rows with 5 closing epochs are of an earlier day, on an Intel Xeon with two cores." if old else ""
-    head = ["space", "seeds", "removed by the criterion", "kept by the guard", "options left",
+    head = ["space", "seeds", "removed by the criterion", "lambda", "kept by the guard", "options left",
             "accuracy while searching", "at the end", "lowest", "closing epochs", "seconds"]  # fmt: skip
     return (
-        f"### Does the prior do the work? {data}\n\nThe default search on {data}, and the same under a flat prior "
-        "(lambda = 1e-12). *Removed by the criterion*: options that went by the evidence, with their gate, or with what "
+        f"### Does the prior do the work? {data}\n\nThe default search on {data}"
+        + (", the same at the published lambda, and under a flat prior (lambda = 1e-12)" if flat else "")
+        + ". *Removed by the criterion*: options that went by the evidence, with their gate, or with what "
         "they depended on, smallest and largest share over seeds. *Accuracy while searching*: mean over the last epochs "
         "before the last update, which under the flat prior is that of the whole supernet. *At the end*: after removal, "
-        "one option per edge where the space wants that, and closing epochs. Selection split, "
-        f"n = {rows[0]['n']}. The spaces have their default widths, but for 8 channels in darts and tree-cell. Seconds beside "
-        f"other work, pauses of the process included.{older}\n\n"
+        "one option per edge where the space wants that, and closing epochs. *lambda*: "
+        "smallest and largest of operations at the last update. Selection split, "
+        f"n = {rows[0]['n']}. The spaces have their default widths, but for 8 channels in darts and tree-cell where 16 are "
+        f"not told. Seconds beside other work, pauses of the process included.{older}\n\n"
         f"{table(head, body)}\n\n{machine(record)}\n"
     )
+
+
+def _lambdas(rows: list[dict]) -> str:
+    """Return the lambda of operations at the last update, smallest and largest."""
+    told = sorted({
+        f"{row['settings'].get('method.penalty_operations') or row['penalty']['operations']:.2g}" for row in rows
+    }, key=float)  # fmt: skip
+    return told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}"
 
 
 def _sensitivity(record: dict, table: Table, machine: Machine) -> str:

@@ -350,7 +350,7 @@ def test_the_prior_does_the_work(tmp_path):
             method="bayesnas",
             epochs=60,
             closing_epochs=0,
-            settings={"rounds": 1, "penalty_gates": 0.03, "penalty_operations": 0.03, **settings},
+            settings={"rounds": 1, "penalty_share": 0.5, **settings},
             **sizes,
         ).run()
         summary = engine.method.summary(engine.state)
