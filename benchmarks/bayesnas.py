@@ -66,10 +66,10 @@ COVERED = {
 MOST = {"default": 2, "lambda .007": 2, "flat prior": 1}
 """Seeds in spaces other than NAS-Bench-201's cell, whose searches take minutes."""
 VARIANTS = {
-    "default (share .3, gamma 1, full, 3 rounds)": {},
+    "default (share .4, gamma 1, full, 3 rounds)": {},
     "share .1": {"method.penalty_share": 0.1},
-    "share .2": {"method.penalty_share": 0.2},
-    "share .5": {"method.penalty_share": 0.5},
+    "share .3": {"method.penalty_share": 0.3},
+    "share .6": {"method.penalty_share": 0.6},
     "lambda .005": {"method.penalty_gates": 0.005, "method.penalty_operations": 0.005},
     "lambda .007": PUBLISHED,
     "lambda .01": {"method.penalty_gates": 0.01, "method.penalty_operations": 0.01},

@@ -52,7 +52,7 @@ class BayesNASConfig(Config):
     """What an operation's prior depends on: nothing, the gate of its edge, or what enters its source as well."""
     update: Literal["exact", "published"] = "exact"
     """Variances that lower the evidence bound, or the paper's update, which leaves out cross terms."""
-    penalty_share: float = Field(default=0.3, gt=0)
+    penalty_share: float = Field(default=0.4, gt=0)
     """lambda as a share of what an average operation is worth (`ard.relative_lambda`), asked again at every update."""
     penalty_gates: float | None = Field(default=None, gt=0)
     """lambda of gates: 1 / the examples that the mean loss is taken to stand for; null: by `penalty_share`."""
