@@ -301,26 +301,35 @@ def test_lambda_follows_the_scale_of_the_loss():
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, True), ({"penalty_gates": 0.007}, True), (FIXED, False)])
-def test_lambda_is_told_by_the_curvature_when_the_warm_up_ends(tmp_path, given, told):
+def test_lambda_is_told_by_the_curvature_when_the_warm_up_ends_and_at_every_update(tmp_path, given, told):
     engine = engine_of(tmp_path, curvature_batches=1, **given)
-    looks = []
-    look = engine.method.look
-    engine.method.look = lambda *args: looks.append(look(*args)) or looks[-1]
-    clock = Clock(
-        epoch=1, step=4, epochs=8, steps_per_epoch=4, weight_lr=0.02
-    )  # the warm-up is one epoch of four steps
-    state, _ = engine.method.boundary(engine.state, engine.net, engine.data, streams=engine.streams, clock=clock)
-    assert len(looks) == told
-    assert state.updates == 0
-    assert torch.equal(state.live, engine.state.live), "nothing goes before switches were trained"
-    is_gate = series(NB201, "cpu").is_gate
-    for columns, name in ((is_gate, "penalty_gates"), (~is_gate, "penalty_operations")):
-        expected = given.get(name)
-        if expected is None:
-            h, b = looks[0].gate_h, looks[0].gate_h - looks[0].gate_gradient  # all switches are at 1
-            worth = (b.square().sum(0) / h.sum(0))[~is_gate]
-            expected = engine.method.config.penalty_share * float(worth.mean())
-        assert torch.allclose(engine.method._lambda(state)[columns], torch.tensor(expected))
+    method, looks, is_gate = engine.method, [], series(NB201, "cpu").is_gate
+    look = method.look
+    method.look = lambda *args: looks.append(look(*args)) or looks[-1]
+
+    def state_after(epochs, state):
+        """The warm-up is one epoch of four steps, and so is a round."""
+        clock = Clock(epoch=epochs, step=4 * epochs, epochs=8, steps_per_epoch=4, weight_lr=0.02)
+        return method.boundary(state, engine.net, engine.data, streams=engine.streams, clock=clock)[0]
+
+    def check(state, seen, switches):
+        told = series(NB201, "cpu").compose(switches)
+        b, h = seen.gate_h * told - seen.gate_gradient, seen.gate_h
+        worth = float((b.square().sum(0) / h.sum(0))[~is_gate].mean())
+        for columns, name in ((is_gate, "gates"), (~is_gate, "operations")):
+            expected = given.get(f"penalty_{name}") or method.config.penalty_share * worth
+            assert torch.allclose(method._lambda(state)[columns], torch.tensor(expected))
+            assert method.summary(state)["penalty"][name] == pytest.approx(expected)
+
+    warm = state_after(1, engine.state)
+    assert (len(looks), warm.updates) == (told, 0)
+    assert torch.equal(warm.live, engine.state.live), "nothing goes before switches were trained"
+    if told:
+        check(warm, looks[0], warm.w)
+    moved = replace(warm, w=0.5 * warm.w)
+    after = state_after(2, moved)
+    assert (len(looks), after.updates) == (told + 1, 1)
+    check(after, looks[-1], moved.w)
 
 
 def test_limits_are_kept_where_several_options_may_stay(tmp_path):
