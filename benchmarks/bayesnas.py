@@ -5,15 +5,17 @@ r"""BayesNAS on small data: does the prior do the work, what does each setting d
     python benchmarks/bayesnas.py prior --data mnist-1000 --seeds 1 \
         --out benchmarks/results/bayesnas_prior-mnist-1000.json
     python benchmarks/bayesnas.py sensitivity --seeds 3 --out benchmarks/results/bayesnas_sensitivity.json
+    python benchmarks/bayesnas.py shares --seeds 2 --out benchmarks/results/bayesnas_shares.json
     python benchmarks/bayesnas.py cost --out benchmarks/results/bayesnas_cost.json
 
 `prior`: the default search in each space on digits or 2,000 images of MNIST, with the count of options that went by the
 evidence (or with their gate or predecessor); the same at the published lambda of .007; and under a flat prior (lambda
 1e-12), under which none should go; accuracy on the selection split, weights inherited, beside that of the whole
 supernet after the same schedule. The spaces other than NAS-Bench-201's cell, whose searches take minutes, have two
-seeds at most and one of the flat prior; at 16 channels, which is their default width, `darts` and `tree-cell` have
-the default search alone, as all spaces have on 1,000 images of MNIST.
-`sensitivity`: one setting at a time, in NAS-Bench-201's cell on digits.
+seeds at most and one of the flat prior. `tree-cell` has 8 channels there; at 16, its default, it has the default
+search alone, as all spaces have on 1,000 images of MNIST.
+`sensitivity`: one setting at a time, in NAS-Bench-201's cell on digits, around the published lambda.
+`shares`: lambda by four shares of what an average operation is worth (`method.penalty_share`), there too.
 `cost`: one step and one curvature update of the published supernet (C = 36, 8 cells, batch 18), seconds and memory.
 Goes on where it broke off: runs that are in the record are not run again.
 """
@@ -43,9 +45,8 @@ PUBLISHED = {"method.penalty_gates": 0.007, "method.penalty_operations": 0.007}
 SPACES = {
     "nb201": ("nb201", {}),
     "bayesnas-cell": ("bayesnas-cell", {}),
-    "darts": ("darts", {"space.channels": 8}),
+    "darts": ("darts", {}),
     "tree-cell": ("tree-cell", {"space.channels": 8, "space.alpha": 12}),
-    "darts, 16 channels": ("darts", {}),
     "tree-cell, 16 channels": ("tree-cell", {}),
 }
 SHARED = Path(os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -55,23 +56,19 @@ DATA = {
     "mnist-1000": (str(SHARED / "mnist.npz"), {"data.limit": 1000}),
 }
 NARROW = ("nb201", "bayesnas-cell", "darts", "tree-cell")
-WIDE = ("nb201", "bayesnas-cell", "darts, 16 channels", "tree-cell, 16 channels")
+WIDE = ("nb201", "bayesnas-cell", "darts", "tree-cell, 16 channels")
 """At the widths that they have by default."""
 ARMS = {"default": {}, "lambda .007": PUBLISHED, "flat prior": FLAT}
 COVERED = {
-    "digits": {"default": (*NARROW, *WIDE[2:]), "lambda .007": NARROW, "flat prior": NARROW},
+    "digits": {"default": (*NARROW, WIDE[3]), "lambda .007": NARROW, "flat prior": NARROW},
     "mnist": dict.fromkeys(ARMS, NARROW),
     "mnist-1000": {"default": WIDE},
 }
 MOST = {"default": 2, "lambda .007": 2, "flat prior": 1}
 """Seeds in spaces other than NAS-Bench-201's cell, whose searches take minutes."""
 VARIANTS = {
-    "default (share .4, gamma 1, full, 3 rounds)": {},
-    "share .1": {"method.penalty_share": 0.1},
-    "share .3": {"method.penalty_share": 0.3},
-    "share .6": {"method.penalty_share": 0.6},
+    "lambda .007 (gamma 1, full, 3 rounds)": {},
     "lambda .005": {"method.penalty_gates": 0.005, "method.penalty_operations": 0.005},
-    "lambda .007": PUBLISHED,
     "lambda .01": {"method.penalty_gates": 0.01, "method.penalty_operations": 0.01},
     "lambda .03": {"method.penalty_gates": 0.03, "method.penalty_operations": 0.03},
     "first variance .1": {"method.first_variance": 0.1},
@@ -87,6 +84,8 @@ VARIANTS = {
         "method.rule": "entropy", "method.update": "published", "method.dependency": "gate", "method.step": "gradient",
     },
 }  # fmt: skip
+
+SHARES = (0.1, 0.2, 0.4, 0.8)
 
 
 def one_search(label: str, seed: int, settings: dict, data: str = "digits") -> dict:
@@ -168,9 +167,22 @@ def sensitivity(arguments: argparse.Namespace) -> None:
         arguments.out,
         f"python benchmarks/bayesnas.py sensitivity --seeds {arguments.seeds} --out {arguments.out}",
         {
-            f"{name}, seed {seed}": ("nb201", seed, settings)
+            f"{name}, seed {seed}": ("nb201", seed, {**PUBLISHED, **settings})
             for seed in range(arguments.seeds)
             for name, settings in VARIANTS.items()
+        },
+    )
+
+
+def shares(arguments: argparse.Namespace) -> None:
+    """Lambda by shares of what an average operation is worth."""
+    grid(
+        arguments.out,
+        f"python benchmarks/bayesnas.py shares --seeds {arguments.seeds} --out {arguments.out}",
+        {
+            f"share {share}, seed {seed}": ("nb201", seed, {"method.penalty_share": share})
+            for seed in range(arguments.seeds)
+            for share in SHARES
         },
     )
 
@@ -237,14 +249,14 @@ def cost(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Read the arguments and go."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("prior", "sensitivity", "cost"))
+    parser.add_argument("part", choices=("prior", "sensitivity", "shares", "cost"))
     parser.add_argument("--data", choices=tuple(DATA), default="digits", help="of `prior`")
     parser.add_argument("--spaces", default=",".join(NARROW), help="of `prior`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    {"prior": prior, "sensitivity": sensitivity, "cost": cost}[arguments.part](arguments)
+    {"prior": prior, "sensitivity": sensitivity, "shares": shares, "cost": cost}[arguments.part](arguments)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import bayesarch as ba
 from bayesarch.posteriors import calibration
 from bayesarch.spaces import TOY, Architecture
+from bayesarch.workflows.config import settle
 from bayesarch.workflows.environment import environment
 
 EPOCHS = 40
@@ -136,6 +137,11 @@ def recurrence(arguments: argparse.Namespace) -> None:
             continue
         out = arguments.work / f"{Path(arguments.data).stem}-{method}-{arguments.runs}"
         if (out / "status.json").exists():
+            begun, now = ba.open_run(out).config["method"], settle({"method": {"name": method}}).record()["method"]
+            if begun != now:
+                raise SystemExit(
+                    f"{out} was begun with other defaults ({begun}, now {now}); remove it or give another --work"
+                )
             run = ba.resume(out, parallel=arguments.parallel)
         else:
             run = ba.search(

@@ -14,6 +14,12 @@ PRIORS = {
 }
 """What the records of `benchmarks/bayesnas.py prior` are of."""
 
+ARMS = {
+    "default": "the default",
+    "lambda .007": "the published lambda",
+    "flat prior": "a flat prior (lambda = 1e-12)",
+}
+
 
 def _span(interval: dict, digits: int = 3) -> str:
     return f"{interval['mean']:+.{digits}f} ({interval['low']:+.{digits}f} to {interval['high']:+.{digits}f})"
@@ -68,7 +74,7 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
     groups: dict[str, list[dict]] = {}
     for name, row in sorted(record["rows"].items()):
         groups.setdefault(name.rsplit(", seed", 1)[0], []).append(row)
-    flat = any("flat" in name for name in groups)
+    arms = [said for arm, said in ARMS.items() if any(name.endswith(arm) for name in groups)]
     rows = list(record["rows"].values())
     for name, some in groups.items():
         shares = [row["by_criterion"] / row["options"] for row in some]
@@ -89,15 +95,15 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
     head = ["space", "seeds", "removed by the criterion", "lambda", "kept by the guard", "options left",
             "accuracy while searching", "at the end", "lowest", "closing epochs", "seconds"]  # fmt: skip
     return (
-        f"### Does the prior do the work? {data}\n\nThe default search on {data}"
-        + (", the same at the published lambda, and under a flat prior (lambda = 1e-12)" if flat else "")
+        f"### Does the prior do the work? {data}\n\nSearches on {data}: "
+        + " and ".join([*([", ".join(arms[:-1])] if arms[1:] else []), arms[-1]])
         + ". *Removed by the criterion*: options that went by the evidence, with their gate, or with what "
         "they depended on, smallest and largest share over seeds. *Accuracy while searching*: mean over the last epochs "
         "before the last update, which under the flat prior is that of the whole supernet. *At the end*: after removal, "
         "one option per edge where the space wants that, and closing epochs. *lambda*: "
         "smallest and largest of operations at the last update. Selection split, "
-        f"n = {rows[0]['n']}. The spaces have their default widths, but for 8 channels in darts and tree-cell where 16 are "
-        f"not told. Seconds beside other work, pauses of the process included.{older}\n\n"
+        f"n = {rows[0]['n']}. The spaces have their default widths, but for 8 channels in tree-cell where 16 are not "
+        f"told. Seconds beside other work, pauses of the process included.{older}\n\n"
         f"{table(head, body)}\n\n{machine(record)}\n"
     )
 
@@ -111,6 +117,21 @@ def _lambdas(rows: list[dict]) -> str:
 
 
 def _sensitivity(record: dict, table: Table, machine: Machine) -> str:
+    return (
+        "### One setting at a time\n\nNAS-Bench-201's cell on digits, at the published lambda, everything else at its "
+        f"default; {_settings(record, table)}\n\n{machine(record)}\n"
+    )
+
+
+def _shares(record: dict, table: Table, machine: Machine) -> str:
+    return (
+        "### How much goes by the share\n\nNAS-Bench-201's cell on digits, lambda by `method.penalty_share`; "
+        f"{_settings(record, table)}\n\n{machine(record)}\n"
+    )
+
+
+def _settings(record: dict, table: Table) -> str:
+    """Return what is counted, and the table."""
     groups: dict[str, list[dict]] = {}
     for name, row in record["rows"].items():
         groups.setdefault(name.rsplit(", seed", 1)[0], []).append(row)
@@ -123,10 +144,7 @@ def _sensitivity(record: dict, table: Table, machine: Machine) -> str:
     ]  # fmt: skip
     head = ["setting", "seeds", "removed by the criterion, of 24", "accuracy at the end", "different cells"]
     n = next(iter(record["rows"].values()))["n"]
-    return (
-        "### One setting at a time\n\nNAS-Bench-201's cell on digits, everything else at its default; counts per seed; "
-        f"selection split, n = {n}.\n\n{table(head, body)}\n\n{machine(record)}\n"
-    )
+    return f"counts per seed; selection split, n = {n}.\n\n{table(head, body)}"
 
 
 def _cost(record: dict, table: Table, machine: Machine) -> str:
@@ -155,7 +173,7 @@ def bayesnas_part(found: dict[str, dict], evidence: dict[str, dict], table: Tabl
         machine: says what a record was measured on.
     """
     parts = [_prior(data, found[name], table, machine) for name, data in PRIORS.items() if name in found]
-    makers = {"sensitivity": _sensitivity, "cost": _cost}
+    makers = {"sensitivity": _sensitivity, "shares": _shares, "cost": _cost}
     parts += [maker(found[name], table, machine) for name, maker in makers.items() if name in found]
     parts += [_evidence(name, record, table, machine) for name, record in evidence.items() if record["evidence_minus"]]
     return ["## BayesNAS\n", *parts] if parts else []
