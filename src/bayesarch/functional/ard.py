@@ -314,7 +314,7 @@ def relative_lambda(even: Tensor, share: float) -> Tensor:
     b^2 / h is twice what the loss would rise if the option went alone, to second order (optimal brain damage; of
     several copies it is the mean weighted by curvature): an option goes when it is worth less than `share` of the
     average one. All that go are together worth less than `share` of the whole, and below a share of 1 something always
-    stays. Independent of the scales of loss and operations and so, unlike a fixed lambda, of how far training has come.
+    stays. What goes does not depend on the scale of the loss or of the operations.
 
     Args:
         even: `break_even` of all operations, 0 where they have gone, shape (G,).

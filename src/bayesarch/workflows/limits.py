@@ -139,10 +139,15 @@ def _latencies(
         options = [(*cheapest[:position], (i,), *cheapest[position + 1 :]) for i in range(len(choice.options))]
         best = min(range(len(options)), key=lambda i: (i != choice.zero and macs(options[i]), i))
         cheapest[position] = (best,)
-    flat = [(position, (i,)) for position, choice in enumerate(space.choices) for i in range(len(choice.options))]
-    versions = [tuple(cheapest), *((*cheapest[:p], pick, *cheapest[p + 1 :]) for p, pick in flat)]
-    base, *times = measured([Architecture(space, picks) for picks in versions])
-    added = [0.0 if pick == cheapest[p] else max(ms - base, 0.0) for (p, pick), ms in zip(flat, times, strict=True)]
+    versions = [
+        (*cheapest[:position], (i,), *cheapest[position + 1 :])
+        for position, choice in enumerate(space.choices)
+        for i in range(len(choice.options))
+    ]
+    pool = list(dict.fromkeys([tuple(cheapest), *versions]))
+    times = dict(zip(pool, measured([Architecture(space, picks) for picks in pool]), strict=True))
+    base = times[tuple(cheapest)]
+    added = [max(times[picks] - base, 0.0) for picks in versions]
     rng, slower = random.Random(0), 1.0
     probes = [Architecture(space, space.random_picks(rng)) for _ in range(PROBES)]
     for arch, ms in zip(probes, measured(probes), strict=True):
