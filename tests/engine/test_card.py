@@ -109,7 +109,7 @@ def test_other_spaces_lie_on_the_card_too(space, tmp_path, monkeypatch, card):
     assert not [wait for wait in card.waits if "Engine._step" in wait.asked_by]
 
 
-def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card):
+def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card, monkeypatch):
     """By the public face: a search in bf16, its training with inherited weights, evaluations there and here."""
     settings = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1, "engine.precision": "bf16"}
     run = ba.search("digits", method="drnas", limit=150, device="cuda", out=tmp_path / "run", set=settings)
@@ -117,12 +117,17 @@ def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card):
     assert trained.folder.read_json("environment.json")["device_name"] == "pretended"
     assert any("Trainer" in name for wait in card.waits for name in wait.asked_by)
     assert not trained.network()(torch.zeros(2, 1, 8, 8)).is_cuda
+    timed = []
+    monkeypatch.setattr(
+        "bayesarch.workflows.evaluate.image_latency",
+        lambda net, shape: timed.append(next(net.parameters()).device.type) or 1.0,
+    )
     count, words = len(card.waits), {"corruptions": ["gaussian_noise"], "severities": [3]}
     here = ba.evaluate(trained, device="cpu", **words)
     assert len(card.waits) == count
     there = ba.evaluate(trained, **words)
     assert len(card.waits) > count
-    assert (here["device"], there["device"]) == ("cpu", "cuda")
+    assert timed == [here["device"], there["device"]] == ["cpu", "cuda"]
     assert there["rows"][0]["nll"]["value"] == pytest.approx(here["rows"][0]["nll"]["value"], abs=1e-4)
     assert there["corruptions"][0]["nll"] == pytest.approx(here["corruptions"][0]["nll"], abs=1e-4)
 
