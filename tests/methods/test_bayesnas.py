@@ -13,7 +13,7 @@ from bayesarch.engine import Clock, Curvature, Observer, gate_curvature
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, ard
 from bayesarch.methods import METHODS, BayesNAS, BayesNASConfig
-from bayesarch.methods.several import best_path, prior_edges, series
+from bayesarch.methods.several import prior_edges, series
 from bayesarch.spaces import BAYESNAS_CELL, DARTS, NB201, TOY, tree_cell
 from bayesarch.testing import check_method, tricky_space
 from helpers import make_engine, posterior_of
@@ -195,11 +195,6 @@ def test_the_last_path_is_kept_and_counted():
         [[o for o, g in enumerate(method.space.columns(p)) if state.live[g]] for p in range(6)]
     )
     assert state.kept_by_guard == int(state.live.sum()) == 1
-    assert best_path(NB201, "cell", [0.0] * 30) == best_path(NB201, "cell", [0.0] * 30)
-    scores = [-1.0] * 30
-    scores[NB201.labels.index("1<-0/skip_connect")] = 5.0
-    scores[NB201.labels.index("3<-1/avg_pool_3x3")] = 5.0
-    assert [NB201.labels[g] for g in best_path(NB201, "cell", scores)] == ["1<-0/skip_connect", "3<-1/avg_pool_3x3"]
 
 
 def test_the_entropy_rule_asks_the_variance():

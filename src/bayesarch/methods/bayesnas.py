@@ -28,15 +28,8 @@ from bayesarch.config import Config
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Curvature, Info, Setting, batch_loss, gate_curvature, recalibrate
 from bayesarch.functional import Streams, ard
-from bayesarch.methods.several import (
-    at_least_one,
-    picked,
-    prior_edges,
-    reconnected,
-    series,
-    without_inactive,
-    zeros_where_empty,
-)
+from bayesarch.methods.masks import cut_to, mask_of, remaining, zeros_where_empty
+from bayesarch.methods.several import prior_edges, series
 from bayesarch.methods.single import argmax_live, live_table, open_options, rows, within
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, Inclusion, Listed
@@ -328,44 +321,24 @@ class BayesNAS:
         s = self._variances(state)
         fails = support <= 0 if self.config.rule == "evidence" else s <= self.config.threshold
         score = (factor if self.config.rule == "evidence" else s.clamp(min=1e-30).log()).cpu().tolist()
-        failing = fails.cpu()
         alive = state.live.to(factor.device) | series(self.space, str(factor.device)).is_gate
         state = replace(
             state,
             log_factor=torch.where(alive, factor, state.log_factor),
             break_even=torch.where(alive, even, state.break_even),
         )
-        wanted, why = state.live.clone(), dict[int, str]()
-        for position, choice in enumerate(self.space.choices):
-            columns = self.space.columns(position)
-            shut = choice.zero is not None and bool(failing[columns[choice.zero]])
-            for i, g in enumerate(columns):
-                if i != choice.zero and state.live[g] and (shut or failing[g]):
-                    wanted[g], why[g] = False, self.config.rule if failing[g] else "gate"
-        live, guarded = reconnected(self.space, wanted, state.live, score)
-        fed = picked(self.space, self.space.cascade(live_table(self.space, live)))
-        for g in (live & ~fed & self._operations()).nonzero().flatten().tolist():
-            why[g] = "dependency"
-        used = without_inactive(self.space, fed)
-        for g in (fed & ~used).nonzero().flatten().tolist():
-            why[g] = "inactive"
-        live = at_least_one(self.space, used | self._zeros(state.live), state.live, score)
-        gone = (state.live & ~live & self._operations()).nonzero().flatten().tolist()
-        records = [[state.updates, self.space.labels[g], why[g]] for g in gone]
+        left = remaining(self.space, state.live, fails.cpu(), scores=score, rule=self.config.rule)
+        records = [[state.updates, self.space.labels[g], why] for g, why in left.why.items()]
         state = replace(
             state,
-            live=live,
+            live=left.live,
             removed=(*state.removed, *records),
-            kept_by_guard=state.kept_by_guard + guarded,
+            kept_by_guard=state.kept_by_guard + left.guarded,
         )
         return self.conclude(state) if state.updates >= self.config.rounds else state
 
     def _operations(self) -> Tensor:
         return ~series(self.space, "cpu").is_gate
-
-    def _zeros(self, live: Tensor) -> Tensor:
-        """Return the live zero options, which only choices have that take exactly one, shape (G,)."""
-        return live & series(self.space, "cpu").is_gate
 
     def finished(self, state: BayesNASState) -> bool:
         """Return whether the last round has ended."""
@@ -391,23 +364,12 @@ class BayesNAS:
         if state.limits:
             members = within(self._inclusion(state, live), kept)
             if members:
-                return zeros_where_empty(self.space, picked(self.space, members[0][0].picks))
+                return zeros_where_empty(self.space, mask_of(self.space, members[0][0].picks))
         several = torch.tensor([c.pick == "any" for c in self.space.choices for _ in c.options])
         if not bool(several.any()):
             rates = torch.where(series(self.space, "cpu").is_gate, 1e-12, rates.clamp(min=1e-9))
             return argmax_live(self.space, rates, live, state.limits)
-        order = sorted((live & several).nonzero().flatten().tolist(), key=lambda g: float(rates[g]))
-        while not kept.allow(self.space, self._arch(live).picks):
-            for g in order:
-                less = picked(
-                    self.space, self.space.cascade(live_table(self.space, live & (torch.arange(len(live)) != g)))
-                )
-                if live[g] and self.space.connected(live_table(self.space, less)):
-                    live = without_inactive(self.space, less)
-                    break
-            else:
-                break
-        return live
+        return cut_to(self.space, live, kept, scores=rates)
 
     def _arch(self, live: Tensor) -> Architecture:
         return Architecture(self.space, tuple(tuple(row) for row in live_table(self.space, live)))

@@ -1,6 +1,5 @@
-"""What methods share whose edges carry gates in series with operations: the prior's graph, composition, masks."""
+"""What methods share whose edges carry gates in series with operations: the prior's graph and the composition."""
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -8,21 +7,10 @@ import torch
 from torch import Tensor
 
 from bayesarch.functional.ard import Edge
-from bayesarch.methods.single import live_table
 from bayesarch.nets import node_order
-from bayesarch.spaces import Picks, Space
+from bayesarch.spaces import Space
 
-__all__ = [
-    "Series",
-    "at_least_one",
-    "best_path",
-    "picked",
-    "prior_edges",
-    "reconnected",
-    "series",
-    "without_inactive",
-    "zeros_where_empty",
-]
+__all__ = ["Series", "prior_edges", "series"]
 
 
 def prior_edges(space: Space) -> list[Edge]:
@@ -95,78 +83,3 @@ class Series:
 def series(space: Space, device: str) -> Series:
     """Return the composition of a space, remembered between steps."""
     return Series(space, device)
-
-
-def best_path(space: Space, cell: str, scores: Sequence[float]) -> list[int]:
-    """Return the flat options of the path from a cell's input to its output whose scores sum highest, one per edge.
-
-    Args:
-        space: the space.
-        cell: the cell type.
-        scores: of each flat option, length G; those of zero options are ignored.
-    """
-    best: dict[str, tuple[float, list[int]]] = dict.fromkeys(space.inputs, (0.0, []))
-    for node in node_order(space, cell):
-        for position, choice in enumerate(space.choices):
-            if (choice.cell, choice.target) != (cell, node) or choice.source not in best:
-                continue
-            total, path = best[choice.source]
-            score, g = max((scores[g], -g) for i, g in enumerate(space.columns(position)) if i != choice.zero)
-            if node not in best or total + score > best[node][0]:
-                best[node] = (total + score, [*path, -g])
-    return max((best[node] for node in space.outputs if node in best), key=lambda item: item[0])[1]
-
-
-def picked(space: Space, picks: Picks) -> Tensor:
-    """Return the mask of what is picked, shape (G,)."""
-    mask = torch.zeros(space.n_options, dtype=torch.bool)
-    for position, options in enumerate(picks):
-        for option in options:
-            mask[space.columns(position)[option]] = True
-    return mask
-
-
-def reconnected(space: Space, wanted: Tensor, before: Tensor, scores: Sequence[float]) -> tuple[Tensor, int]:
-    """Return the mask with the best path of what was alive put back into every cell that fell apart, and how much.
-
-    Args:
-        space: the space.
-        wanted: what would be left, shape (G,).
-        before: what was alive, shape (G,).
-        scores: of each flat option, length G.
-    """
-    live, guarded, table = wanted.clone(), 0, live_table(space, wanted)
-    for cell in dict.fromkeys(choice.cell for choice in space.choices if choice.source is not None):
-        if not space.cell_connected(table, cell):
-            path = best_path(space, cell, [v if before[g] else -math.inf for g, v in enumerate(scores)])
-            guarded += sum(not live[g] for g in path)
-            live[path] = True
-    return live, guarded
-
-
-def without_inactive(space: Space, live: Tensor) -> Tensor:
-    """Return the mask without options on no path from input to output, shape (G,)."""
-    live = live.clone()
-    for position in space.inactive(live_table(space, live)):
-        live[list(space.columns(position))] = False
-    return live
-
-
-def at_least_one(space: Space, live: Tensor, before: Tensor, scores: Sequence[float]) -> Tensor:
-    """Return the mask with the best of what was alive put back on choices that take one option and have none, (G,)."""
-    live = live.clone()
-    for position, choice in enumerate(space.choices):
-        columns = [g for g in space.columns(position) if before[g]]
-        if choice.pick == "one" and not bool(live[columns].any()):
-            live[max(columns, key=lambda g: scores[g])] = True
-    return live
-
-
-def zeros_where_empty(space: Space, live: Tensor) -> Tensor:
-    """Return the mask with the zero option of every choice that takes one option and has none, shape (G,)."""
-    live = live.clone()
-    for position, choice in enumerate(space.choices):
-        columns = list(space.columns(position))
-        if choice.pick == "one" and choice.zero is not None and not bool(live[columns].any()):
-            live[columns[choice.zero]] = True
-    return live
