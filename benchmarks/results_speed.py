@@ -48,8 +48,8 @@ def _ways(row: dict, table: Table) -> str:
     ]  # fmt: skip
     head = ["space", *ways, "compiling, s"]
     return (
-        "### The same step in bf16, and compiled\n\nTimes faster than the published step in fp32; every cell compiled by "
-        "itself (`torch.compile`), compile time beside it and in no figure; the compiler's files of an earlier run lay on disk.\n\n"
+        "### The same step in bf16, and compiled\n\nTimes faster than the published step in fp32; compiled as "
+        "`engine.compile` does, the time until both passes have run once beside it and in no figure.\n\n"
         + table(head, body)
     )
 

@@ -32,7 +32,7 @@ def naive_cell(cell: MixedCell, x: torch.Tensor, gates: torch.Tensor) -> torch.T
             if choice.target != target:
                 continue
             for g, name in zip(space.columns(position), choice.options, strict=True):
-                if cell.live[g]:
+                if g in cell.present:
                     source = nodes[choice.source]
                     out = torch.cat(
                         [naive_option(cell, choice.source, g, name, source[:, :width]), source[:, width:]], 1

@@ -27,25 +27,25 @@ def test_contract(name):
 
 @pytest.mark.parametrize("method", ["bpnas", "drnas"])
 def test_the_planted_cell_is_found(method, tmp_path):
-    """19 of 20 seeds at least; the planted cell is the only one of its class, .21 in accuracy above the next."""
+    """11 of 12 seeds at least; the planted cell is the only one of its class, .21 in accuracy above the next."""
     settings = {"bpnas": {"reopen_steps": 0}}.get(method)
     right = 0
-    for seed in range(20):
+    for seed in range(12):
         epochs = 80 if method == "bpnas" else 12
         engine = make_engine(tmp_path / str(seed), method=method, seed=seed, epochs=epochs, settings=settings).run()
         right += str(posterior_of(engine).mode()) == PLANTED
-    assert right >= 19
+    assert right >= 11
 
 
 def test_training_weights_alone_does_not_find_it(tmp_path):
     """The control: beliefs never move, so the argmax is that of the random start."""
     right = 0
-    for seed in range(20):
+    for seed in range(12):
         engine = make_engine(
             tmp_path / str(seed), method="drnas", seed=seed, epochs=12, settings={"warmup_epochs": 1000}
         ).run()
         right += str(posterior_of(engine).mode()) == PLANTED
-    assert right <= 4  # chance is 1 in 27; 5 or more of 20 by chance: below 1e-3
+    assert right <= 3  # chance is 1 in 27; 4 or more of 12 by chance: below 1e-3
 
 
 def test_bilevel_step_equals_torch_optimisers(generator):

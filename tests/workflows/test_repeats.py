@@ -138,7 +138,7 @@ def test_a_stopped_repeat_goes_on(tmp_path):
     """SIGTERM to the parent stops the children at a step; resume brings all to the end that they would have had."""
     out = tmp_path / "run"
     flags = ["--data", "planted", "--space", "toy", "--method", "darts", "--repeats", "3", "--parallel", "2"]
-    sets = [part for k, v in {**TINY, "engine.epochs": 60, "data.limit": 300}.items() for part in ("--set", f"{k}={v}")]
+    sets = [part for k, v in {**TINY, "engine.epochs": 20, "data.limit": 300}.items() for part in ("--set", f"{k}={v}")]
     process = subprocess.Popen(
         [sys.executable, "-m", "bayesarch", "search", "--out", str(out), *flags, *sets],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
+from bayesarch.engine.compiling import compile_cells
 from bayesarch.engine.device import autocast
 from bayesarch.engine.joint import World
 from bayesarch.engine.memory import SCORED, economise
@@ -84,6 +85,8 @@ class Engine:
             )
         self.world.share(net)
         economise(net, recompute=config.recompute, parts=config.parts)
+        if config.compile:
+            compile_cells(net, self.device)
         self.weights = Weights(
             net,
             momentum=config.momentum,

@@ -61,6 +61,9 @@ class EngineConfig(Config):
     own_pages: bool = False
     """Whether large tensors have pages of their own (a CPU, glibc): the process then takes about what its tensors take,
     up to a third of what it takes otherwise, and steps take up to 2.4 times as long. `memory_limit` sets it."""
+    compile: bool = False
+    """Whether what leaves each node is compiled, once for all copies of a cell; on a CPU by a C++ compiler. First
+    steps, and those after a pruning, then take up to minutes: for searches of thousands of steps (docs/speed.md)."""
     memory_limit: float | None = Field(default=None, gt=0)
     """Most memory a search may take beside Python and torch, in MiB; null: no limit. What keeps it is chosen before the
     search and printed; see docs/first-steps.md."""

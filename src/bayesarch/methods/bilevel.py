@@ -141,10 +141,11 @@ def bilevel_step(  # noqa: PLR0913 - one step has this much in it
     if moving:
         leaf = logits.a.detach().requires_grad_()
         batch, gates = batches["architecture"], gates_fn(leaf)
-        output = net(batch.images, gates.view(1, 1, -1), _active(gates) if sparse else None)
-        loss = batch_loss(output, batch)
-        total = loss if penalty_fn is None else loss + penalty_fn(leaf)
-        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
+        with net.weights_held():
+            output = net(batch.images, gates.view(1, 1, -1), _active(gates) if sparse else None)
+            loss = batch_loss(output, batch)
+            total = loss if penalty_fn is None else loss + penalty_fn(leaf)
+            (grad,) = torch.autograd.grad(total, leaf, allow_unused=True) if total.requires_grad else (None,)
         # a sparse draw of options that pass nothing has no gradient at all
         logits = adam_step(logits, torch.zeros_like(leaf) if grad is None else grad, lr, config)
         info["architecture_loss"] = loss.detach()

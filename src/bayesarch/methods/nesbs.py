@@ -53,9 +53,10 @@ def nesbs(space: Space, config: NESBSConfig | None = None) -> Mixture:
             return logits, weights_pass(at.net, at.batches["weights"], gates, active)
         leaf, batch = logits.a.detach().requires_grad_(), at.batches["architecture"]
         gates = at.choices.relaxed(leaf, settings.tau, generator=at.generator)
-        loss = batch_loss(at.net(batch.images, gates.view(1, 1, -1)), batch)
-        total = loss + _kl_to_uniform(at.choices, leaf) / at.n_architecture
-        (grad,) = torch.autograd.grad(total, leaf)
+        with at.net.weights_held():
+            loss = batch_loss(at.net(batch.images, gates.view(1, 1, -1)), batch)
+            total = loss + _kl_to_uniform(at.choices, leaf) / at.n_architecture
+            (grad,) = torch.autograd.grad(total, leaf)
         return adam_step(logits, grad, at.lr, settings), {"architecture_loss": loss.detach()}
 
     cite = "Shu, Chen, Dai and Low, Neural Ensemble Search via Bayesian Sampling, UAI 2022"

@@ -8,6 +8,7 @@ A naive version that computes every option by itself lives in the tests; outputs
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, mixed, total
+from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.spaces import Choice, Space
 
 __all__ = ["MixedCell", "PlainCell", "node_order"]
@@ -41,6 +43,16 @@ def node_order(space: Space, cell: str) -> list[str]:
     return order
 
 
+@dataclass
+class Leaves:
+    """What leaves one node."""
+
+    free: list[tuple[int, str, Callable[[Tensor], Tensor]]]
+    """(flat option, target node, function) of the options without weights."""
+    stacks: list[str]
+    """Keys of its convolutions."""
+
+
 class MixedCell(nn.Module):
     """One copy of a cell with all its live options, mixed by gates.
 
@@ -60,9 +72,14 @@ class MixedCell(nn.Module):
         """Channels that go through the options; the others bypass them."""
         self.order = node_order(space, cell)
         self.outputs = sorted(space.outputs)
-        self.live = torch.ones(space.n_options, dtype=torch.bool)
+        self.region: Region = as_they_are
+        """How what leaves a node is computed."""
+        self.present = frozenset(range(space.n_options))
         self.edges = [(p, c) for p, c in enumerate(space.choices) if c.cell == cell]
         self.stacks = self._fresh_stacks()
+        self.leaves: dict[str, Leaves] = {}
+        """What leaves each node: all that a compiled region looks at, so that it outlives prunings elsewhere."""
+        self._tell()
 
     def _fresh_stacks(self) -> nn.ModuleDict:
         stacks: dict[str, nn.Module] = {}
@@ -71,6 +88,11 @@ class MixedCell(nn.Module):
                 members = [(g, t) for g, t, op in self._options(node) if op.kernel and op.sides == sides]
                 stacks[f"{node}_{sides[1]}"] = ConvStack(self.width, sides, *zip(*members, strict=True))
         return nn.ModuleDict(stacks)
+
+    def _tell(self) -> None:
+        for node in self.order:
+            free = [(g, t, op.free) for g, t, op in self._options(node) if op.free is not None and g in self.present]
+            self.leaves[node] = Leaves(free, [key for key in self.stacks if key.split("_")[0] == node])
 
     def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
         """Send one in `partial` channels through the options from now on.
@@ -98,7 +120,7 @@ class MixedCell(nn.Module):
                 self.stacks = self._fresh_stacks()
             if like is not None:
                 self.stacks.to(like, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.prune(self.live)
+            self.prune(torch.tensor([g in self.present for g in range(self.space.n_options)]))
         return {}
 
     def _options(self, node: str) -> Iterator[tuple[int, str, Operation]]:
@@ -138,12 +160,13 @@ class MixedCell(nn.Module):
 
     def prune(self, live: Tensor) -> None:
         """Physically remove the options whose entry in `live` (G,) is False."""
-        self.live = self.live & live
+        self.present &= frozenset(live.nonzero().flatten().tolist())
         for name, stack in list(self.stacks.items()):
             assert isinstance(stack, ConvStack)
             stack.keep(live)
             if not stack.columns:
                 del self.stacks[name]
+        self._tell()
 
     def forward(self, x: Tensor, gates: Tensor, active: frozenset[int] | None = None) -> Tensor:
         """Return the cell's output, shape of `x`.
@@ -161,7 +184,7 @@ class MixedCell(nn.Module):
             h = x if node in self.space.inputs else self._join(parts.pop(node), rest.pop(node), x)
             if node in self.outputs:
                 features[node] = h
-            for target, piece in self._leaving(node, h[:, : self.width], gates, active):
+            for target, piece in self.region(self, node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
             if self.width < self.channels:
                 for target, gate in self._bypasses(node, h.ndim, gates, active):
@@ -181,25 +204,27 @@ class MixedCell(nn.Module):
         """Yield (target node, sum of the gates) of every edge that leaves `node`."""
         for position, choice in self.edges:
             if choice.source == node and choice.target is not None:
-                columns = [g for g in self.space.columns(position) if self.live[g] and (active is None or g in active)]
+                columns = [
+                    g for g in self.space.columns(position) if g in self.present and (active is None or g in active)
+                ]
                 yield choice.target, gates[:, columns].sum(1).view(-1, *[1] * (ndim - 1))
 
-    def _leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Piece]]:
+    def leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Piece]]:
         """Return (target node, gated piece) for everything that leaves `node`, whose features are `h`."""
         pieces: list[tuple[str, Piece]] = []
         shared: dict[Callable[[Tensor], Tensor], Tensor] = {}
-        for g, target, op in self._options(node):
-            if op.free is None or not self.live[g] or (active is not None and g not in active):
+        leaves = self.leaves[node]
+        for g, target, free in leaves.free:
+            if active is not None and g not in active:
                 continue
-            if op.free not in shared:
-                shared[op.free] = op.free(h)
+            if free not in shared:
+                shared[free] = free(h)
             gate = gates[:, g].view(-1, *[1] * (h.ndim - 1)) if gates.shape[0] > 1 else gates[0, g]
-            pieces.append((target, (shared[op.free], gate)))
-        stacks = [self.stacks[key] for key in self.stacks if key.split("_")[0] == node]
-        if stacks:
+            pieces.append((target, (shared[free], gate)))
+        if leaves.stacks:
             rectified = torch.relu(h)
-            for stack in stacks:
-                pieces.extend(stack(rectified, gates, active))
+            for key in leaves.stacks:
+                pieces.extend(self.stacks[key](rectified, gates, active))
         return pieces
 
 

@@ -5,7 +5,8 @@ of the space laid flat. G never shrinks; columns of removed options are ignored 
 silent "full network": gates of None are an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bayesarch.config import Config
+from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.cost import option_costs
 from bayesarch.nets.plain import PlainNetwork, build, skeleton_of, tidy_sizes, trunk_of
+from bayesarch.nets.regions import Regional, compiled
 from bayesarch.nets.skeletons import Shape, walk
 from bayesarch.spaces import Architecture, Space
 
@@ -121,6 +124,8 @@ class Supernet(nn.Module):
                 f"gates have shape (B or 1, L or 1, G) = ({images.shape[0]} or 1, {self.n_copies} or 1, "
                 f"{self.space.n_options}); got {tuple(gates.shape)}"
             )
+        if active is not None and active >= self._live_columns:
+            active = None
         self._count(images.shape[0], active)
         row_of = {id(cell): row if copies > 1 else 0 for row, cell in enumerate(self.cells())}
 
@@ -131,6 +136,31 @@ class Supernet(nn.Module):
 
         logits: Tensor = self.head(walk(self.stem(images), self.layers, self.depth, call)[-1])
         return logits
+
+    @contextmanager
+    def weights_held(self) -> Iterator[None]:
+        """Let weights be constants, for a pass that wants the gradient of gates alone and keeps nothing for theirs."""
+        moving = [weight for weight in self.parameters() if weight.requires_grad]
+        for weight in moving:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in moving:
+                weight.requires_grad_(True)
+
+    def compile_regions(self, **how: Any) -> None:
+        """Compile what leaves each node of the cells, when it is first trained; `how` is of `torch.compile`.
+
+        Raises:
+            ConfigError: if the cells have no regions (those of a table's space).
+        """
+        cells = [cell for cell in self.cells() if isinstance(cell, Regional)]
+        if not cells:
+            raise ConfigError(f"nothing in space {self.space.name!r} is compiled; leave engine.compile off")
+        region = compiled(**how)
+        for cell in cells:
+            cell.region = region
 
     def _count(self, images: int, active: frozenset[int] | None) -> None:
         computed = self._live_columns if active is None else self._live_columns & active

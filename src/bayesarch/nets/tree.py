@@ -13,6 +13,7 @@ from bayesarch.nets.cells import node_order
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.pieces import mixed, total
+from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 
@@ -64,6 +65,8 @@ class TreeCell(nn.Module):
             nn.BatchNorm2d(geometry.outputs, affine=affine),
         )
         self.order = node_order(space, kind)
+        self.region: Region = as_they_are
+        """How what leaves a node is computed."""
         self.present = frozenset(wanted)
         self.options = Options(space, kind, middle, wanted, stride_of=lambda node: 1, affine=affine, norm_free=False)
         self.below = {
@@ -86,7 +89,7 @@ class TreeCell(nn.Module):
         leaves: list[Tensor] = []
         for node in self.order:
             h = root if node in self.space.inputs else add(parts[node], root)
-            for target, piece in self.options.leaving(node, h, gates, active):
+            for target, piece in self.region(self.options, node, h, gates, active):
                 parts[target].append(piece)
             if node in self.space.inputs or parts[node]:
                 leaves.append(self._as_leaf(node, h, gates, active))

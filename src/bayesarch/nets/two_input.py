@@ -14,6 +14,7 @@ from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.operations import Halving, factorized_reduce
 from bayesarch.nets.options import Options, load_shared
 from bayesarch.nets.pieces import Piece, mixed, total
+from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 
@@ -78,6 +79,8 @@ class TwoInputCell(nn.Module):
         self.adapt_older = style.adapt(geometry.older, geometry.channels, geometry.older_is_larger, self.affine)
         self.adapt_newer = style.adapt(geometry.newer, geometry.channels, False, self.affine)
         self.order = node_order(space, kind)
+        self.region: Region = as_they_are
+        """How what leaves a node is computed."""
         self.inner = [node for node in self.order if node in space.outputs]
         self.present = frozenset(range(space.n_options))
         self.register_buffer("shuffle", torch.arange(geometry.channels), persistent=False)
@@ -116,7 +119,7 @@ class TwoInputCell(nn.Module):
             if node not in features:
                 features[node] = self._join(add, parts.pop(node), rest.pop(node), like)  # popped: not held any more
             h = features[node]
-            for target, piece in self.options.leaving(node, h[:, : self.width], gates, active):
+            for target, piece in self.region(self.options, node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
             if self.width < self.channels and gates is not None:
                 for target, piece in self._around(node, h[:, self.width :], gates, active):

@@ -20,6 +20,7 @@ def plan_line(plan: Any, settings: Any) -> str:
         f"about {plan.memory_bytes / 2**20:.0f} MiB of tensors{_held(settings.engine)}\n"
         f"at most {plan.max_epochs} epochs of {plan.steps_per_epoch} steps of {1e3 * plan.step_seconds:.0f} ms: "
         f"at most {duration(plan.max_seconds)}; it gets cheaper as options are pruned"
+        + ("; measured without compiling, which takes minutes more" if settings.engine.compile else "")
     )
 
 
