@@ -42,6 +42,21 @@ def test_a_search_with_compiled_cells_is_the_same_search(tmp_path, monkeypatch):
     assert len(programs) == 18
 
 
+@pytest.mark.parametrize("method", ["bpnas", "drnas", "darts", "nesbs"])
+def test_weights_are_constants_in_passes_for_gates_alone(method, tmp_path):
+    """A compiled backward pass computes every gradient that could be asked for."""
+    engine, asked = make_engine(tmp_path, epochs=2, closing_epochs=0, **SMALL | {"method": method}), set()
+
+    def look(net, inputs, output):
+        if torch.is_grad_enabled() and net.training:
+            asked.add((inputs[1].requires_grad, any(p.requires_grad for p in net.parameters())))
+
+    engine.net.register_forward_hook(look)
+    engine.run()
+    assert asked == {(True, False), (False, True)}
+    assert all(p.requires_grad for p in engine.net.parameters())
+
+
 def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
     engine = make_engine(tmp_path, epochs=1, **SMALL)
     monkeypatch.setenv("CXX", "no-such-compiler")
