@@ -129,10 +129,12 @@ def test_dry_run_says_the_price_and_writes_nothing(tmp_path, here):
     assert re.search(r"supernet [\d.]+ k parameters, [\d.]+ M MACs, about \d+ MiB of tensors\n", done.out)
     assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most [\d.]+ (s|min|h)", done.out)
     assert not (tmp_path / "r").exists()
+    assert "compiling" not in done.out
     ways = ["--set", "engine.recompute=true", "--set", "engine.parts=2", "--memory-limit", "40G"]
-    ways += ["--set", "engine.own_pages=true"]
+    ways += ["--set", "engine.own_pages=true", "--set", "engine.compile=true"]
     said = here("search", "--dry-run", "--data", "planted", "--space", "toy", *ways).out
     assert "MiB of tensors (cells computed twice, batches in 2 parts, pages of their own for large ones)\n" in said
+    assert "as options are pruned; measured without compiling, which takes minutes more" in " ".join(said.split())
     record = json.loads(here("search", "--dry-run", "--json").out)
     assert record["steps_per_epoch"] == 11
     assert record["memory_bytes"] > 1e6

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import bayesarch as ba
 from bayesarch.engine import Observer
 from bayesarch.engine.compiling import compile_cells
 from bayesarch.errors import ConfigError, DeviceError
@@ -62,5 +63,8 @@ def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler, and no-such-compiler was not found"):
         compile_cells(engine.net, torch.device("cpu"))
+    with pytest.raises(DeviceError, match="no-such-compiler"):
+        ba.search("digits", limit=200, out=tmp_path / "run", set={"engine.compile": True})
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"supernets of operations"):
         compile_cells(torch.nn.Linear(1, 1), torch.device("cpu"))

@@ -9,6 +9,7 @@ from bayesarch.engine.checkpoint import load_checkpoint as load_checkpoint
 from bayesarch.engine.checkpoint import pack as pack
 from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
 from bayesarch.engine.checkpoint import unpack as unpack
+from bayesarch.engine.compiling import check_compiler as check_compiler
 from bayesarch.engine.conditionals import conditional_losses as conditional_losses
 from bayesarch.engine.curvature import Curvature as Curvature
 from bayesarch.engine.curvature import gate_curvature as gate_curvature
@@ -93,6 +94,7 @@ __all__ = [
     "batch_loss",
     "batch_statistics",
     "can_stack",
+    "check_compiler",
     "conditional_losses",
     "curved_parameters",
     "cut_of_round",

@@ -21,7 +21,17 @@ from bayesarch.data import (
     split,
     splits_on,
 )
-from bayesarch.engine import Engine, Method, Observer, Setting, World, own_pages, resolve_device, working_threads
+from bayesarch.engine import (
+    Engine,
+    Method,
+    Observer,
+    Setting,
+    World,
+    check_compiler,
+    own_pages,
+    resolve_device,
+    working_threads,
+)
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
@@ -152,7 +162,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     Raises:
         ConfigError: listing every wrong field.
         DataError: if the examples cannot be used.
-        DeviceError: if the device is not there.
+        DeviceError: if the device, or a compiler that was asked for, is not there.
     """
     flags: dict[str, Any] = {"seed": seed, "repeats": repeats, "device": device}
     flags["space"] = {"name": space} if isinstance(space, str) else None
@@ -173,6 +183,8 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
             f"the method was made for space {settings.method.space.name!r}, the search is in {settings.space.name!r}"
         )
     on = resolve_device(settings.device)
+    if settings.engine.compile:
+        check_compiler(on)
     examples = _examples(data, settings)
     partition = split(examples, settings.data)
     n_training = sum(size for name, size in partition.sizes.items() if name != "test")
