@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, int]]) -> None:
     """Write the record of all units that are finished."""
-    rows = known_rows(arguments)
-    environment = json.loads(arguments.out.read_text())["environment"] if rows else None
+    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    rows, environment = known_rows(arguments), before.get("environment")
     table = SHARED / "nb201.parquet"
     for method, seed in units:
         folder = folder_of(arguments, method, seed)
@@ -149,7 +149,7 @@ def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, in
             "epochs": summary["search_epochs"], "closing_epochs": summary["closing_epochs"],
             "seconds": summary["times"]["seconds"], "images": summary["images"],
             "forward_macs": summary["forward_macs"], "macs": summary["macs"], "params": summary["params"],
-            "fired_by": summary.get("fired_by"),
+            "fired_by": summary.get("fired_by"), "processor": environment["processor"],
             "table": looked_up(run),
         }  # fmt: skip
     order = [*dict.fromkeys([*METHODS, *(method for method, _ in rows)])]
@@ -161,6 +161,7 @@ def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, in
         "settings": task["sets"],
         "epochs_of_methods_that_use_all": arguments.epochs,
         "environment": environment,
+        "remark": before.get("remark", ""),
         "rows": [rows[unit] for unit in sorted(rows, key=lambda unit: (unit[1], order.index(unit[0])))],
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,13 @@ def spread(values: list[float], digits: int = 4) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def _where(record: dict) -> str:
+    """Return on what the units ran, where that was not one machine, and what else is to be known of their times."""
+    processors = sorted({row["processor"] for row in record["rows"] if "processor" in row})
+    several = f" Units ran on {' and on '.join(processors)}." if len(processors) > 1 else ""
+    return several + (f" {record['remark']}" if record.get("remark") else "")
+
+
 def quality(record: dict) -> str:
     """Return the table of one task of benchmarks/quality.py."""
     methods = list(dict.fromkeys(row["method"] for row in record["rows"]))
@@ -102,7 +109,7 @@ def quality(record: dict) -> str:
     )
     return (
         f"## {record['task']}\n\nMean ± standard deviation over seeds; accuracy on n = {n} examples each; medians of cost. "
-        f"{matched}{alone}\n\n{table(head, body)}\n{note}\n"
+        f"{matched}{alone}{_where(record)}\n\n{table(head, body)}\n{note}\n"
         f"{machine(record)}\n"
     )
 
