@@ -1,6 +1,7 @@
 """What tests of several rooms need: a small search, examples of a run's split, jobs without processes of their own."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
         observer=observer or Observer(),
         world=world,
     )
+
+
+def several(space):
+    """Return a space in which any number of an edge's operations may stay."""
+    choices = tuple(replace(choice, pick="any") for choice in space.choices)
+    return replace(space, name=f"{space.name}-any", choices=choices, format_fn=None, parse_fn=None, canonical_fn=None)
 
 
 def posterior_of(engine: Engine):

@@ -1,6 +1,5 @@
 """BayesNAS: what its steps do, what removes options and what must not, and that the prior does the work."""
 
-import dataclasses
 import re
 from dataclasses import replace
 
@@ -16,19 +15,12 @@ from bayesarch.methods import METHODS, BayesNAS, BayesNASConfig
 from bayesarch.methods.several import prior_edges, series
 from bayesarch.spaces import BAYESNAS_CELL, DARTS, NB201, TOY, tree_cell
 from bayesarch.testing import check_method, tricky_space
-from helpers import make_engine, posterior_of
+from helpers import make_engine, posterior_of, several
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
 QUICK = {"warmup_steps": 4, "round_steps": 4, "rounds": 2}
 NOTHING = {"penalty_gates": 1e-12, "penalty_operations": 1e-12}
 FIXED = {"penalty_gates": 0.007, "penalty_operations": 0.007}
-
-
-def several(space):
-    choices = tuple(dataclasses.replace(c, pick="any") for c in space.choices)
-    return dataclasses.replace(
-        space, name=f"{space.name}-any", choices=choices, format_fn=None, parse_fn=None, canonical_fn=None
-    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +9,9 @@ import torch
 from bayesarch.methods.masks import best_path, cut_to, remaining
 from bayesarch.methods.single import live_table
 from bayesarch.spaces import NB201, Limits
+from helpers import several
 
-SEVERAL = replace(
-    NB201,
-    name="nb201-any",
-    choices=tuple(replace(choice, pick="any") for choice in NB201.choices),
-    format_fn=None,
-    parse_fn=None,
-    canonical_fn=None,
-)
+SEVERAL = several(NB201)
 GATES = torch.arange(30) % 5 == 0
 ROUTES = (("3<-0",), ("1<-0", "3<-1"), ("2<-0", "3<-2"), ("1<-0", "2<-1", "3<-2"))
 """Every way from the cell's input to its output, as edges."""
