@@ -86,7 +86,7 @@ def _prior(data: str, record: dict, table: Table, machine: Machine) -> str:
                     f"{statistics.fmean(row['before_last_update'] for row in some):.3f}",
                     f"{statistics.fmean(row['accuracy'] for row in some):.3f}",
                     f"{min(row['accuracy'] for row in some):.3f}",
-                    " ".join(sorted({str(row.get("closing_epochs", 5)) for row in some})),
+                    " ".join(sorted({f"{row.get('closing_epochs', 5):g}" for row in some})),
                     f"{statistics.median(row['seconds'] for row in some):.0f}",
                 ]
             )  # fmt: skip

@@ -81,7 +81,7 @@ def quality(record: dict) -> str:
             str(len(rows)),
             spread([row["selection_accuracy"] for row in rows]),
             str(len({row["cell"] for row in rows})),
-            f"{statistics.median(row['epochs'] for row in rows):g} + {rows[0]['closing_epochs']}",
+            f"{statistics.median(row['epochs'] for row in rows):g} + {rows[0]['closing_epochs']:g}",
             f"{statistics.median(row['seconds'] for row in rows):.0f}",
             f"{statistics.median(row['images'] for row in rows) / 1e3:.0f}",
             f"{statistics.median(row['forward_macs'] for row in rows) / 1e12:.2f}",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,6 +225,24 @@ def test_a_ranking_broken_off_goes_on_where_it_was(tmp_path):
     (tensors, values), (others, other_values) = pack(whole.state), pack(again.state)
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert json.loads(json.dumps(values)) == json.loads(json.dumps(other_values))
+
+
+def test_when_the_time_is_over_it_ranks_no_further(tmp_path):
+    made = engine(tmp_path, candidates=9, controls=2)
+    assert made.method.last_passes(made.state) == 11
+    asked = iter([0.2, 0.5, 0.9, 1.0, 1.1])
+    over = replace(CLOCK, last=True, gone=lambda: next(asked))
+    state, _ = made.method.boundary(made.state, made.net, made.data, streams=made.streams, clock=over)
+    assert next(asked) == 1.1, "four were ranked"
+    assert len(state.ranked) == len(state.right) == 4
+    assert state.ranked[state.best][1] == max(accuracy for _, accuracy, _ in state.ranked)
+    everything, _ = made.method.boundary(
+        made.state, made.net, made.data, streams=made.streams, clock=replace(CLOCK, last=True)
+    )
+    assert everything.ranked[:4] == state.ranked
+    assert len(everything.ranked) == 9
+    said, unsaid = (made.method.summary(end)["warnings"] for end in (state, everything))
+    assert [line for line in said if line not in unsaid] == ["there was time to rank 4 candidates of 9"]
 
 
 def test_scores_in_bf16_are_nearly_those_in_fp32(tmp_path):

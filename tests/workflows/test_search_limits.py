@@ -102,17 +102,15 @@ def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     assert 1 <= stages.count("search") < 2000
     assert 1 <= stages.count("closing") <= 20
     assert run.metrics[-1]["best"] == str(run.architecture) == str(run.best)
+    epochs = tuple(
+        round(max(record["epoch"] for record in run.metrics if record["stage"] == stage), 1)
+        for stage in ("search", "closing")
+    )
     searching = [record["lr"] for record in run.metrics if record["stage"] == "search"]
     assert searching[-1] < 0.8 * searching[0], "the schedule ends with the time"
-    assert run.summary["times"]["seconds"] == pytest.approx(3, abs=3)
+    assert run.summary["times"]["seconds"] < 6
+    assert (run.summary["search_epochs"], run.summary["closing_epochs"]) == epochs
     assert run.posterior.kind == "mean-field", "what would be measured at the end is left out when the time is over"
-
-
-def test_random_search_ranks_all_its_candidates_when_the_time_is_over(tmp_path):
-    settings = {**QUICK, "engine.epochs": 100_000, "method.candidates": 9}
-    run = ba.search("digits", method="random", limit=300, out=tmp_path / "run", set=settings, max_minutes=0.03)
-    assert run.summary["candidates"] == 9
-    assert run.posterior.kind == "candidates"
 
 
 def test_the_best_so_far_is_there_while_a_search_runs(tmp_path):

@@ -7,7 +7,7 @@ for the whole search and the others have not: the losses of the others are upper
 towards what was found.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from bayesarch.spaces import Architecture
 
 __all__ = ["conditional_losses"]
 
+LR = 0.025
+"""First learning rate of options that were brought back, falling to 0 as a cosine."""
+
 
 def conditional_losses(
     net: Supernet,
@@ -30,9 +33,9 @@ def conditional_losses(
     streams: Streams,
     steps_per_option: int,
     batch_size: int,
-    lr: float = 0.025,
     among: Tensor | None = None,
-) -> Tensor:
+    late: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
     """Return the mean loss of each option given the rest of `mode`, shape (G,), on the architecture split.
 
     Norms use batch statistics, which belong to the neighbour that is scored. Options of inactive choices change
@@ -45,8 +48,9 @@ def conditional_losses(
         streams: `reopen` starts the weights, orders and picks.
         steps_per_option: training steps of each option that was brought back and has weights.
         batch_size: examples per step.
-        lr: first learning rate, falling to 0 as a cosine.
         among: options to measure, shape (G,); the others get the loss of the mode. None: all.
+        late: asked before every step and every score; once it says yes there is no answer, since half of one would be
+            no fair comparison.
     """
     space = net.space
     wide = net.reopened(torch.ones_like(net.live), generator=streams["reopen"])
@@ -59,7 +63,9 @@ def conditional_losses(
         for option, g in enumerate(space.columns(position))
         if among is None or among[g]
     }
-    _train_reopened(wide, mode, neighbours, data["weights"], streams, steps_per_option, batch_size, lr)
+    for _ in _train_reopened(wide, mode, neighbours, data["weights"], streams, steps_per_option, batch_size):
+        if late():
+            return None
 
     def loss_of(arch: Architecture) -> float:
         gates, active = wide.one_hot(arch), frozenset(arch.columns)
@@ -68,6 +74,8 @@ def conditional_losses(
     with batch_statistics(wide):
         losses = torch.full((space.n_options,), loss_of(mode), dtype=torch.float64)
         for g, arch in neighbours.items():
+            if late():
+                return None
             if g not in mode.columns:
                 losses[g] = loss_of(arch)
     return losses
@@ -81,8 +89,7 @@ def _train_reopened(
     streams: Streams,
     steps_per_option: int,
     batch_size: int,
-    lr: float,
-) -> None:
+) -> Iterator[None]:
     """Train the weights of every option that `mode` has not, one neighbour per step, all equally often."""
     norms = wide.option_sqnorm()
     fresh = [g for g in neighbours if g not in mode.columns and norms[g] > 0]
@@ -96,6 +103,7 @@ def _train_reopened(
     weights = Weights(wide, momentum=0.9, weight_decay=3e-4, nesterov=False, clip=5.0)
     total = steps_per_option * len(fresh)
     for step in range(total):
+        yield
         if step % len(fresh) == 0:
             turn = torch.randperm(len(fresh), generator=streams["reopen/order"]).tolist()
         arch = neighbours[fresh[turn[step % len(fresh)]]]
@@ -103,4 +111,4 @@ def _train_reopened(
         weights.zero()
         logits = wide(batch.images, wide.one_hot(arch), frozenset(arch.columns))
         batch_loss(logits, batch).backward()
-        weights.step(cosine(step, total, lr, 0.0))
+        weights.step(cosine(step, total, LR, 0.0))

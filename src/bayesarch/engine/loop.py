@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from bayesarch.data import Feeder, Split
+from bayesarch.engine.allowance import Allowance
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from bayesarch.engine.compiling import compile_cells
 from bayesarch.engine.device import autocast
 from bayesarch.engine.joint import World
 from bayesarch.engine.memory import SCORED, economise
-from bayesarch.engine.method import Clock, Method, found_by, partial_of
+from bayesarch.engine.method import Clock, Method, found_by, partial_of, passes_at_the_end
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
@@ -105,6 +106,7 @@ class Engine:
         }
         self.steps_per_epoch = self.feeders[method.splits[0]].steps_per_pass
         self.round_steps = method.round_steps(self.steps_per_epoch)
+        self.allowance = Allowance(config.max_minutes)
         self._saved_at = self._ticked = time.monotonic()
 
     def run(self) -> Self:
@@ -125,19 +127,24 @@ class Engine:
             if self.net.partial != partial_of(self.state):
                 place.closing_lr = config.lr  # channels that were copied have to part again
             self._reconcile()
-            place.stage, place.rounds = "closing", 0
+            place.stage, place.rounds, place.searched = "closing", 0, place.steps
+            self._divide()
         if place.stage == "closing":
             while self._stage_steps() < config.closing_epochs * self.steps_per_epoch and not self._late():
                 self._round()
             if config.recalibrate:
                 recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
+            self._tick()
             place.stage, place.rounds = "examine", 0
             self.save()
         if place.stage == "examine":
             self.observer.on_step(place)
             if not (place.cut or self._late()):
                 with autocast(self.device, config.precision):
-                    self.state = self.method.examine(self.state, self.net, self.data, streams=self.streams)
+                    self.state = self.method.examine(
+                        self.state, self.net, self.data, streams=self.streams, clock=self._clock()
+                    )
+                self._tick()
             place.stage = "done"
             self.save()
         return self
@@ -146,9 +153,10 @@ class Engine:
         """Finish the current round: its remaining steps, the method's boundary, record and checkpoint."""
         place, started = self.place, time.monotonic()
         self.net.train()
-        while place.step < self.round_steps:
+        self._divide()
+        while place.step < self.round_steps and not (place.step and self._late()):
             self._step()
-            if place.step % CHECK_EVERY == 0 or place.step == self.round_steps:
+            if place.step % CHECK_EVERY == 0:
                 self._check()
             self.observer.on_step(place)
             if self.world.told(self.observer.should_stop()):
@@ -158,7 +166,9 @@ class Engine:
             if time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
                 self._check()
                 self.save()
-        lr, place.over = self._lr(), place.stage == "search" and (self._capped() or self._late())
+        self._check()
+        lr, done = self._lr(), self._stage_steps()
+        place.over = place.stage == "search" and (self._capped() or self._late())
         with autocast(self.device, self.config.precision):
             self.state, info = self.method.boundary(
                 self.state, self.net, self.data, streams=self.streams, clock=replace(self._clock(), keep=self._keep)
@@ -168,13 +178,13 @@ class Engine:
             recalibrate(self.net, self._gates(), self.data["weights"], batch_size=self.config.batch_size)
         self._account()
         self._check_same()
-        means = {name: float(value) / self.round_steps for name, value in place.sums.items()}
+        means = {name: float(value) / place.step for name, value in place.sums.items()}
         place.rounds, place.step, place.sums = place.rounds + 1, 0, {}
         selection = self.selection(limit=self.config.score_batches)
         record = {
             "stage": place.stage,
             "round": place.rounds,
-            "epoch": round(self._stage_steps() / self.steps_per_epoch, 3),
+            "epoch": round(done / self.steps_per_epoch, 3),
             "steps": place.steps,
             "lr": lr,
             **means,
@@ -224,6 +234,7 @@ class Engine:
         place.step += 1
         place.steps += 1
         self._tick()
+        self._divide()
 
     def _reconcile(self) -> bool:
         """Bring network and optimiser in line with the state; return whether anything was removed or resized."""
@@ -261,20 +272,22 @@ class Engine:
     def _capped(self) -> bool:
         return self._stage_steps() >= self.config.epochs * self.steps_per_epoch
 
-    def _late(self) -> bool:
-        """Return whether the time allowed is over.
+    def _divide(self) -> None:
+        """Set time aside for what is to follow; a step takes about three times as long as a pass forward."""
+        images = passes_at_the_end(self.method, self.state) * len(self.data["architecture"])
+        self.allowance.divide(
+            self.place,
+            steps=self._stage_steps(),
+            closing=self.config.closing_epochs * self.steps_per_epoch,
+            ending=images / (3 * self.config.batch_size),
+        )
 
-        While searching, the closing epochs' share is set aside; what is measured at the end is left out where the time
-        ended the search, or less than a tenth of it is left.
-        """
-        if self.config.max_minutes is None:
-            return False
-        allowed, place = 60 * self.config.max_minutes, self.place
-        if place.stage == "search" and place.rounds:
-            epochs = self._stage_steps() / self.steps_per_epoch
-            # one epoch more, because the round in which the time runs out is finished
-            allowed -= min((self.config.closing_epochs + 1) * place.seconds / epochs, 0.5 * allowed)
-        return place.seconds >= (0.9 * allowed if place.stage == "examine" else allowed)
+    def _late(self) -> bool:
+        return self.allowance.late(self.place)
+
+    def _gone(self) -> float:
+        self._tick()
+        return self.allowance.gone(self.place)
 
     def _check(self) -> None:
         """Stop where a running sum is no longer finite.
@@ -300,9 +313,9 @@ class Engine:
                 return warm_restarts(epoch, config.restart_epochs, config.lr, config.lr_min)
             if config.schedule == "steps":
                 return falling_steps(epoch, config.milestones, config.lr, config.step_factor)
-            total, progress = config.epochs * self.steps_per_epoch, float(done)
-            if config.max_minutes is not None:  # so that the schedule ends when the time does
-                progress = max(progress, total * place.seconds / (60 * config.max_minutes))
+            total = config.epochs * self.steps_per_epoch
+            # so that the schedule ends when the time does
+            progress = max(float(done), total * place.seconds / self.allowance.seconds)
             return cosine(progress, total, config.lr, config.lr_min)
         total = max(config.closing_epochs * self.steps_per_epoch, 1)
         return cosine(done, total, place.closing_lr, min(config.lr_min, place.closing_lr))
@@ -320,6 +333,7 @@ class Engine:
             weight_lr=self._lr(),
             preview=lambda gradients: self.weights.preview(gradients, self._lr()),
             last=self.place.over,
+            gone=self._gone,
         )
 
     def _gates(self) -> Tensor:

@@ -22,7 +22,7 @@ from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
 from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
 
-__all__ = ["Clock", "Info", "Method", "Setting", "State", "found_by", "partial_of"]
+__all__ = ["Clock", "Info", "Method", "Setting", "State", "found_by", "partial_of", "passes_at_the_end"]
 
 Info = Mapping[str, Any]
 """For people and records, never read back by a method. From `step`: scalar tensors, averaged over the epoch."""
@@ -43,6 +43,8 @@ class Clock:
         last: at a boundary, whether the search ends here, by its cap or because its time is over.
         keep: at a boundary, takes a state with part of the boundary's work done; it is saved from time to time, and a
             search that is broken off comes back to the boundary with it.
+        gone: the share of the time allowed that has gone, 0 where there is no limit. At 1 what can be left out is left
+            out; in several processes every one asks at the same place.
     """
 
     epoch: int
@@ -53,6 +55,7 @@ class Clock:
     preview: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
     last: bool = False
     keep: Callable[[Any], None] = lambda state: None
+    gone: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,15 @@ class State(Protocol):
 def partial_of(state: State) -> int:
     """Return K, where one in K channels is to go through the options; 1 where the state says nothing of it."""
     return int(getattr(state, "partial", 1))
+
+
+def passes_at_the_end(method: "Method[Any]", state: Any) -> float:
+    """Return how often the last boundary passes over the `architecture` split, forward only; 0 where nothing is said.
+
+    A method that ranks candidates has a `last_passes` of its own; where the time is limited, time is set aside for it.
+    """
+    own = getattr(method, "last_passes", None)
+    return 0.0 if own is None else float(own(state))
 
 
 def found_by(method: "Method[Any]", state: Any) -> Architecture:
@@ -158,7 +170,7 @@ class Method(Protocol[S]):
     def conclude(self, state: S) -> S:
         """Return the beliefs with everything decided; called when the cap is reached first."""
 
-    def examine(self, state: S, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> S:
+    def examine(self, state: S, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock) -> S:
         """Return the beliefs after what can only be measured on the trained found network."""
 
     def posterior(self, state: S) -> ArchitecturePosterior:

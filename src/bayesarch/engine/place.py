@@ -73,7 +73,7 @@ class EngineConfig(Config):
     """Longest time between two checkpoints; one is written after every round in any case."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Stop searching when so much time has gone, keep the best so far, and use what is left for the closing epochs;
-    null: no limit. Looked at after every round; the learning rate falls so as to end with the time. Such runs depend on
+    null: no limit. Looked at after every step; the learning rate falls so as to end with the time. Such runs depend on
     the machine's speed and cannot be repeated bit for bit."""
 
 
@@ -97,6 +97,8 @@ class Place:
     """Steps finished in the current round."""
     steps: int = 0
     """Steps finished in all."""
+    searched: int = 0
+    """Steps of them that the search took, known when it has ended."""
     records: int = 0
     """Round records written."""
     images: int = 0
@@ -104,7 +106,7 @@ class Place:
     macs: int = 0
     """MACs of those passes, counted from the options that were computed."""
     seconds: float = 0.0
-    """Time spent in rounds so far, over all processes that worked on this search."""
+    """Time spent so far, what is measured at the end included, over all processes that worked on this search."""
     over: bool = False
     """Whether the search ends with the current round, by its cap or because its time is over."""
     cut: bool = False

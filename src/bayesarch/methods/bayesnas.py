@@ -375,7 +375,7 @@ class BayesNAS:
         return Architecture(self.space, tuple(tuple(row) for row in live_table(self.space, live)))
 
     def examine(
-        self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams
+        self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
     ) -> BayesNASState:
         """Return the state as it is."""
         return state

@@ -202,7 +202,9 @@ class BPNAS:
         live = argmax_live(self.space, self._means(state), state.live, state.limits)
         return self._cut(state, live, "cap", None)
 
-    def examine(self, state: BPNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> BPNASState:
+    def examine(
+        self, state: BPNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
+    ) -> BPNASState:
         """Return the state with the loss of every option given the rest of the found cell."""
         if self.config.reopen_steps == 0:
             return state
@@ -215,8 +217,9 @@ class BPNAS:
             streams=streams,
             steps_per_option=self.config.reopen_steps,
             batch_size=state.batch_size,
+            late=lambda: clock.gone() >= 1,
         )
-        return replace(state, losses=tuple(losses.tolist()))
+        return state if losses is None else replace(state, losses=tuple(losses.tolist()))
 
     def posterior(self, state: BPNASState) -> ArchitecturePosterior:
         """Return the conditionals at the found cell; before they are measured, the product of Dirichlet means."""

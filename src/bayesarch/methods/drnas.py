@@ -124,7 +124,9 @@ class DrNAS:
         live = argmax_live(self.space, means, state.live, state.limits)
         return replace(state, live=live, decided=tuple(rows(self.space, means)))
 
-    def examine(self, state: DrNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams) -> DrNASState:
+    def examine(
+        self, state: DrNASState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
+    ) -> DrNASState:
         """Return the state as it is."""
         return state
 

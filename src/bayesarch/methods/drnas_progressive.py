@@ -158,7 +158,7 @@ class DrNASProgressive:
         return replace(state, live=live, partial=1, decided=tuple(rows(self.space, means)))
 
     def examine(
-        self, state: DrNASProgressiveState, net: Supernet, data: Mapping[str, Split], *, streams: Streams
+        self, state: DrNASProgressiveState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
     ) -> DrNASProgressiveState:
         """Return the state as it is."""
         return state

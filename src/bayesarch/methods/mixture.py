@@ -170,7 +170,7 @@ class Mixture:
         return replace(state, live=live, partial=1, decided=tuple(rows(self.space, weights)))
 
     def examine(
-        self, state: MixtureState, net: Supernet, data: Mapping[str, Split], *, streams: Streams
+        self, state: MixtureState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
     ) -> MixtureState:
         """Return the state as it is."""
         return state

@@ -11,7 +11,7 @@ them; N is the number of training examples and not ten times that; a prior that 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -195,8 +195,12 @@ class PGNAS:
             "beyond_drift": self._beyond(state),
         }
         if clock.last:
-            state = self._rank(state, net, data, seed=streams.seed, keep=clock.keep)
+            state = self._rank(state, net, data, seed=streams.seed, clock=clock)
         return state, info
+
+    def last_passes(self, state: PGNASState) -> float:
+        """Return how many passes over the architecture split the ranking makes."""
+        return float(self.config.candidates + self.config.controls)
 
     def finished(self, state: PGNASState) -> bool:
         """Return whether candidates have been ranked and one chosen."""
@@ -210,7 +214,9 @@ class PGNAS:
         live[list(self.found(state).columns)] = True
         return replace(state, live=live, done=True)
 
-    def examine(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, streams: Streams) -> PGNASState:
+    def examine(
+        self, state: PGNASState, net: Any, data: Mapping[str, Split], *, streams: Streams, clock: Clock
+    ) -> PGNASState:
         """Return the state, with a row of its own for a network that was trained on after it had been chosen."""
         if not state.tuned:
             return state
@@ -241,6 +247,8 @@ class PGNAS:
                 f"the limits are below what the posterior gives: for the candidates all drop logits were raised by "
                 f"{state.raised:.2f}"
             )
+        if 0 < len(state.ranked) < self.config.candidates:
+            warnings.append(f"there was time to rank {len(state.ranked)} candidates of {self.config.candidates}")
         return {
             "l2": state.l2,
             "n_objective": state.n,
@@ -272,12 +280,11 @@ class PGNAS:
         """Return the share of groups further from their drift curve than `beyond`."""
         return float(((state.phi - state.idle).abs() > self.config.beyond).float().mean())
 
-    def _rank(
-        self, state: PGNASState, net: Any, data: Mapping[str, Split], *, seed: int, keep: Callable[[PGNASState], None]
-    ) -> PGNASState:
+    def _rank(self, state: PGNASState, net: Any, data: Mapping[str, Split], *, seed: int, clock: Clock) -> PGNASState:
         """Return the state with candidates and controls scored, and the best candidate chosen.
 
-        `keep` takes a state after every candidate; the ranking goes on from one that was kept.
+        The clock keeps a state after every candidate, and the ranking goes on from one that was kept; when the time is
+        over, it goes no further.
         """
         config, posterior = self.config, self.posterior(state)
         masks, raised = within(net.costs, posterior, state.budgets or {}, config.candidates, seed=seed)
@@ -288,7 +295,10 @@ class PGNAS:
             known = state.right if state.ranked else right[:0].view(0, len(right))
             entry = [str(arch), float(right.float().mean()), loss]
             state = replace(state, ranked=(*state.ranked, entry), right=torch.cat([known, right[None]]))
-            keep(state)
+            clock.keep(state)
+            if clock.gone() >= 1:
+                break
+        masks = masks[: len(state.ranked)]
         best = self._best(net, masks, [accuracy for _, accuracy, _ in state.ranked])
         exact = Scorer(net, data, None)
         rows = [exact.row("best candidate", [masks[best]]) | {"against_others": paired(state.right, best)}]

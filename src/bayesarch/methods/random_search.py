@@ -7,6 +7,7 @@ weights they inherit, norms on batch statistics, on the architecture split; the 
 
 The posterior is over the candidates, p ~ exp(-n (loss - lowest) / T): uniform prior, inherited weights taken for the
 best. After every epoch a few candidates are tried against the best so far, so that there is an answer at any time.
+Where the time is limited, it ends the ranking too: as many candidates as there is time for, the best so far first.
 """
 
 import math
@@ -62,6 +63,8 @@ class RandomSearchState:
     """What must be kept, as `Limits.to_json` gives it."""
     ranked: tuple[Any, ...] = ()
     """[picked option per choice, mean loss] of each candidate."""
+    left_out: int = 0
+    """Candidates for which there was no time."""
     done: bool = False
 
 
@@ -127,14 +130,24 @@ class RandomSearch:
         """Return the state after trying a few candidates, or, when the search ends here, after ranking all of them."""
         if state.done:
             return state, {}
-        best = [self.posterior(state).mode()] if state.ranked and not clock.last else []
+        timed = clock.gone() > 0
+        best = [self.posterior(state).mode()] if state.ranked and (timed or not clock.last) else []
         draws = self._draws(state, streams["gates"])
         fresh = [next(draws) for _ in range(self.config.candidates if clock.last else self.config.tried_per_epoch)]
-        ranked = tuple(self._ranked(state, net, data["architecture"], list(dict.fromkeys([*best, *fresh]))))
-        state = replace(state, ranked=ranked)
+        asked, ranked = list(dict.fromkeys([*best, *fresh])), list[Any]()
+        for entry in self._ranked(state, net, data["architecture"], asked):
+            ranked.append(entry)
+            if clock.gone() >= 1:
+                break
+        state = replace(state, ranked=tuple(ranked), left_out=len(asked) - len(ranked))
         if ranked:
             state = replace(state, expected=net.one_hot(self.posterior(state).mode()).view(-1))
         return (self.conclude(state) if clock.last else state), {"tried": len(ranked)}
+
+    def last_passes(self, state: RandomSearchState) -> float:
+        """Return how many passes over the architecture split the ranking makes."""
+        whole, batches = math.ceil(state.n_architecture / (4 * state.batch_size)), self.config.rank_batches
+        return self.config.candidates * (1.0 if batches is None else min(1.0, batches / whole))
 
     def finished(self, state: RandomSearchState) -> bool:
         """Return whether the candidates have been ranked."""
@@ -152,7 +165,7 @@ class RandomSearch:
         return replace(state, live=live, expected=live.to(state.expected), done=True)
 
     def examine(
-        self, state: RandomSearchState, net: Supernet, data: Mapping[str, Split], *, streams: Streams
+        self, state: RandomSearchState, net: Supernet, data: Mapping[str, Split], *, streams: Streams, clock: Clock
     ) -> RandomSearchState:
         """Return the state as it is."""
         return state
@@ -173,7 +186,10 @@ class RandomSearch:
 
     def summary(self, state: RandomSearchState) -> Info:
         """Return how many candidates were ranked."""
-        return {"candidates": len(state.ranked)}
+        said: dict[str, Any] = {"candidates": len(state.ranked)}
+        if state.left_out:
+            said["warnings"] = [f"there was time to rank {len(state.ranked)} candidates of {self.config.candidates}"]
+        return said
 
     def _draws(self, state: RandomSearchState, generator: torch.Generator) -> Iterator[Architecture]:
         """Yield architectures drawn uniformly from what is live and keeps the limits.

@@ -108,7 +108,7 @@ def print_summary(run: Any) -> None:
         ("accuracy", f"{summary['selection_accuracy']:.4f} on the selection split (n = {summary['selection_n']}), "
                      "weights inherited from the search"),
         *_more_lines(summary),
-        ("search", f"{summary['search_epochs']} + {summary['closing_epochs']} epochs, {duration(times['seconds'])}"
+        ("search", f"{summary['search_epochs']:g} + {summary['closing_epochs']:g} epochs, {duration(times['seconds'])}"
                    + _fired(summary.get("fired_by"))),
         *_lookup_lines(run.lookup),
         ("weights", f"{summary['kind']}; {_caveat(summary['word'])}"),

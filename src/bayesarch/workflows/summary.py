@@ -27,7 +27,7 @@ def summarise(
     said = settings.method.summary(engine.state)
     cost = architecture_cost(arch, sizes=settings.sizes, input_shape=input_shape, classes=engine.net.classes)
     selection = engine.selection()
-    last = int(engine.place.steps / engine.steps_per_epoch) - settings.engine.closing_epochs
+    place, epoch = engine.place, engine.steps_per_epoch
     return {
         "cell": str(arch),
         "digest": arch.digest,
@@ -42,10 +42,10 @@ def summarise(
         "selection_accuracy": selection.accuracy,
         "selection_loss": selection.loss,
         "selection_n": selection.n,
-        "search_epochs": last,
-        "closing_epochs": settings.engine.closing_epochs,
-        "images": engine.place.images,
-        "forward_macs": engine.place.macs,
+        "search_epochs": round(place.searched / epoch, 1),
+        "closing_epochs": round((place.steps - place.searched) / epoch, 1),
+        "images": place.images,
+        "forward_macs": place.macs,
         "selection_balanced_accuracy": selection.balanced_accuracy,
         "selection_macro_f1": selection.macro_f1,
         "metric": settings.data.metric,
