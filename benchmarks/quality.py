@@ -168,7 +168,7 @@ def collect(arguments: argparse.Namespace, task: dict, units: list[tuple[str, in
     part = arguments.out.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     part.replace(arguments.out)
-    print(f"{len(rows)} of {len(units)} units", flush=True)
+    print(f"{sum(unit in rows for unit in units)} of {len(units)} units", flush=True)
 
 
 def looked_up(run: ba.Run) -> dict:
