@@ -269,7 +269,7 @@ def test_what_a_process_takes_for_its_tensors(monkeypatch):
 
 
 @pytest.mark.skipif(not pages_can_be_owned(), reason="the C library is not glibc")
-@pytest.mark.parametrize(("limit", "tight"), [(800, True), (420, False)])
+@pytest.mark.parametrize(("limit", "tight"), [(800, True), pytest.param(420, False, marks=pytest.mark.long)])
 def test_a_process_takes_what_it_was_told_to_take_and_not_more_than_its_limit(limit, tight, tmp_path, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", TUNABLES if tight else "")
     sizes = {"space.channels": 16, "space.cells": 2, "engine.batch_size": 64, "engine.epochs": 1}
