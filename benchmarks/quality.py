@@ -46,8 +46,9 @@ TASKS = {
 
 
 def sets_of(task: dict, method: str, epochs: int) -> dict:
-    """Return the settings of a unit; BPNAS ends by itself under its own cap."""
-    return dict(task["sets"]) if method == REFERENCE else {**task["sets"], "engine.epochs": epochs}
+    """Return the settings of a unit; BPNAS ends by itself under its own cap, and random search ranks only at the end."""
+    own = {REFERENCE: {}, "random": {"engine.epochs": epochs, "method.tried_per_epoch": 0}}
+    return {**task["sets"], **own.get(method, {"engine.epochs": epochs})}
 
 
 def matched_epochs(arguments: argparse.Namespace, task: dict) -> int:
@@ -60,8 +61,11 @@ def matched_epochs(arguments: argparse.Namespace, task: dict) -> int:
         sum(costs.options[g].macs for g in columns) / len(columns)
         for columns in map(job.settings.space.columns, range(len(job.settings.space.choices)))
     ]
-    an_epoch = (costs.base.macs + sum(mean_option)) * job.partition.sizes["weights"]
-    return max(1, round(spent / an_epoch))
+    images = spent / (costs.base.macs + sum(mean_option))
+    config, ranked = job.settings.method.config, job.partition.sizes["architecture"]
+    if config.rank_batches is not None:
+        ranked = min(ranked, 4 * job.settings.engine.batch_size * config.rank_batches)
+    return max(1, round((images - config.candidates * ranked) / job.partition.sizes["weights"]))
 
 
 def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:
