@@ -46,7 +46,7 @@ TASKS = {
 
 
 def sets_of(task: dict, method: str, epochs: int) -> dict:
-    """Return the settings of a unit; BPNAS ends by itself under its own cap, and random search ranks only at the end."""
+    """Return the settings of a unit; BPNAS ends by itself under its own cap, random search ranks at the end alone."""
     own = {REFERENCE: {}, "random": {"engine.epochs": epochs, "method.tried_per_epoch": 0}}
     return {**task["sets"], **own.get(method, {"engine.epochs": epochs})}
 
@@ -62,10 +62,11 @@ def matched_epochs(arguments: argparse.Namespace, task: dict) -> int:
         for columns in map(job.settings.space.columns, range(len(job.settings.space.choices)))
     ]
     images = spent / (costs.base.macs + sum(mean_option))
-    config, ranked = job.settings.method.config, job.partition.sizes["architecture"]
+    config, sizes, batch = job.settings.method.config, job.partition.sizes, job.settings.engine.batch_size
+    ranked = sizes["architecture"]
     if config.rank_batches is not None:
-        ranked = min(ranked, 4 * job.settings.engine.batch_size * config.rank_batches)
-    return max(1, round((images - config.candidates * ranked) / job.partition.sizes["weights"]))
+        ranked = min(ranked, 4 * batch * config.rank_batches)
+    return max(1, round((images - config.candidates * ranked) / (sizes["weights"] // batch * batch)))
 
 
 def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:

@@ -1,5 +1,6 @@
 """The formulas of benchmarks/ against closed forms; the records that are committed, and the page written from them."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bayesarch as ba
+from bayesarch.nets import architecture_cost, tidy_sizes
 from bayesarch.posteriors import MeanField
 from bayesarch.spaces import NB201, TOY, Architecture
 
@@ -14,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import posterior
+import quality
 import results_page
 from cifar_jpeg import convert, decode
 
@@ -136,6 +140,24 @@ def test_cifar_adapter(shared_data, tmp_path):
 
 
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_random_search_spends_what_the_reference_spent(tmp_path):
+    """Its ranking included; what it draws varies, and so does what it costs."""
+    sets = {"space.channels": 2, "space.cells": 1, "engine.batch_size": 16, "method.candidates": 9}
+    task = {"data": "digits", "limit": 300, "sets": sets}
+    record = tmp_path / "record.json"
+    rows = [{"method": "bpnas", "seed": seed, "forward_macs": macs} for seed, macs in enumerate((1.5e8, 2.5e8))]
+    record.write_text(json.dumps({"rows": rows}))
+    epochs = quality.matched_epochs(argparse.Namespace(out=record), task)
+    sets = quality.sets_of(task, "random", epochs) | {"engine.closing_epochs": 0}
+    run = ba.search("digits", method="random", limit=300, out=tmp_path / "run", set=sets)
+    assert run.summary["search_epochs"] == epochs > 10
+    assert run.summary["forward_macs"] == pytest.approx(2e8, rel=0.05)
+    sizes = tidy_sizes(NB201, {"channels": 2, "cells": 1})
+    cells = [Architecture(NB201, picks) for picks in list(NB201.all_picks())[::16]]
+    cost = np.mean([architecture_cost(cell, sizes=sizes, input_shape=(1, 8, 8), classes=10).macs for cell in cells])
+    assert run.summary["images"] * cost == pytest.approx(2e8, rel=0.025)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
