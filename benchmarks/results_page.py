@@ -103,7 +103,7 @@ def quality(record: dict) -> str:
     seeds = {row["seed"] for row in record["rows"]}
     alone = " One seed each so far: nothing follows for the order of the methods." if len(seeds) == 1 else ""
     matched = (
-        "Random search has the epochs that make its forward MACs those of BPNAS."
+        "Random search has the epochs that make its forward MACs, those of its ranking included, those of BPNAS."
         if "random" in methods
         else ("Random search at matched cost is not in this record yet.")
     )
