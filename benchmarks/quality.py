@@ -22,6 +22,7 @@ from results_page import write_page
 
 import bayesarch as ba
 from bayesarch.methods import METHODS
+from bayesarch.methods.random_search import ranked_images
 from bayesarch.nets import option_costs
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.lookup import look_up
@@ -62,11 +63,9 @@ def matched_epochs(arguments: argparse.Namespace, task: dict) -> int:
         for columns in map(job.settings.space.columns, range(len(job.settings.space.choices)))
     ]
     images = spent / (costs.base.macs + sum(mean_option))
-    config, sizes, batch = job.settings.method.config, job.partition.sizes, job.settings.engine.batch_size
-    ranked = sizes["architecture"]
-    if config.rank_batches is not None:
-        ranked = min(ranked, 4 * batch * config.rank_batches)
-    return max(1, round((images - config.candidates * ranked) / (sizes["weights"] // batch * batch)))
+    sizes, batch = job.partition.sizes, job.settings.engine.batch_size
+    ranked = ranked_images(job.settings.method.config, sizes["architecture"], batch)
+    return max(1, round((images - ranked) / (sizes["weights"] // batch * batch)))
 
 
 def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:

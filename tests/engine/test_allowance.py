@@ -11,6 +11,7 @@ from bayesarch.engine.allowance import Allowance
 from bayesarch.engine.place import Place
 from bayesarch.functional import Streams
 from bayesarch.methods import METHODS
+from bayesarch.methods.random_search import RandomSearchConfig, ranked_images
 from bayesarch.nets import Supernet
 from bayesarch.spaces import Architecture
 from helpers import make_engine, posterior_of
@@ -65,6 +66,7 @@ def test_random_search_ranks_what_it_has_time_for(tmp_path, clock):
         tmp_path, method="random", epochs=10_000, closing_epochs=2, max_minutes=0.4, settings={"candidates": 500},
         observer=Observer(on_round=records.append), **DIGITS,
     ).run()  # fmt: skip
+    assert made.method.last_passes(made.state) == 500
     said = made.method.summary(made.state)
     assert 5 < said["candidates"] < 100
     assert said["warnings"] == [f"there was time to rank {said['candidates']} candidates of 500"]
@@ -72,6 +74,13 @@ def test_random_search_ranks_what_it_has_time_for(tmp_path, clock):
     first = Architecture(made.net.space, tuple((pick,) for pick in made.state.ranked[0][0]))
     assert str(first) == before["best"], "the best so far is among them"
     assert after["tried"] == said["candidates"]
+
+
+def test_a_ranking_is_as_long_as_what_it_looks_at():
+    config = RandomSearchConfig(candidates=10, rank_batches=2)
+    assert ranked_images(config, 1000, 64) == 10 * 512
+    assert ranked_images(config, 300, 64) == 10 * 300
+    assert ranked_images(config.model_copy(update={"rank_batches": None}), 1000, 64) == 10_000
 
 
 def test_what_is_measured_at_the_end_is_broken_off_with_the_time(tmp_path, clock):

@@ -113,6 +113,14 @@ def test_minutes_end_a_search_with_the_best_so_far(tmp_path):
     assert run.posterior.kind == "mean-field", "what would be measured at the end is left out when the time is over"
 
 
+def test_epochs_for_which_there_was_no_time_are_not_claimed(tmp_path):
+    """Less time than a step takes: one step, and no closing epochs."""
+    run = ba.search("digits", limit=300, out=tmp_path / "run", set=QUICK, max_minutes=1e-5)
+    assert run.config["engine"]["closing_epochs"] > 0
+    assert run.summary["closing_epochs"] == 0
+    assert [record["steps"] for record in run.metrics] == [1]
+
+
 def test_the_best_so_far_is_there_while_a_search_runs(tmp_path):
     from bayesarch.workflows.search import Listener
 

@@ -29,10 +29,11 @@ from bayesarch.engine.joint import World
 from bayesarch.engine.memory import SCORED, economise
 from bayesarch.engine.method import Clock, Method, found_by, partial_of, passes_at_the_end
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
+from bayesarch.engine.schedule import scheduled_lr
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, ConfigError, NumericalError
-from bayesarch.functional import Streams, cosine, falling_steps, warm_restarts
+from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 
 __all__ = ["Engine"]
@@ -130,7 +131,7 @@ class Engine:
             place.stage, place.rounds, place.searched = "closing", 0, place.steps
             self._divide()
         if place.stage == "closing":
-            while self._stage_steps() < config.closing_epochs * self.steps_per_epoch and not self._late():
+            while self._stage_steps() < config.closing_epochs * self.steps_per_epoch and not self.allowance.late(place):
                 self._round()
             if config.recalibrate:
                 recalibrate(self.net, self._gates(), self.data["weights"], batch_size=config.batch_size)
@@ -139,7 +140,7 @@ class Engine:
             self.save()
         if place.stage == "examine":
             self.observer.on_step(place)
-            if not (place.cut or self._late()):
+            if not (place.cut or self.allowance.late(place)):
                 with autocast(self.device, config.precision):
                     self.state = self.method.examine(
                         self.state, self.net, self.data, streams=self.streams, clock=self._clock()
@@ -154,7 +155,7 @@ class Engine:
         place, started = self.place, time.monotonic()
         self.net.train()
         self._divide()
-        while place.step < self.round_steps and not (place.step and self._late()):
+        while place.step < self.round_steps and not (place.step and self.allowance.late(place)):
             self._step()
             if place.step % CHECK_EVERY == 0:
                 self._check()
@@ -168,7 +169,7 @@ class Engine:
                 self.save()
         self._check()
         lr, done = self._lr(), self._stage_steps()
-        place.over = place.stage == "search" and (self._capped() or self._late())
+        place.over = place.stage == "search" and (self._capped() or self.allowance.late(place))
         with autocast(self.device, self.config.precision):
             self.state, info = self.method.boundary(
                 self.state, self.net, self.data, streams=self.streams, clock=replace(self._clock(), keep=self._keep)
@@ -282,9 +283,6 @@ class Engine:
             ending=images / (3 * self.config.batch_size),
         )
 
-    def _late(self) -> bool:
-        return self.allowance.late(self.place)
-
     def _gone(self) -> float:
         if math.isinf(self.allowance.seconds):
             return 0.0  # processes need not agree on the time
@@ -306,21 +304,13 @@ class Engine:
                 )
 
     def _lr(self) -> float:
-        """Learning rate of the weights now: by the schedule over the nominal length, never moved by a pruning."""
-        place, config = self.place, self.config
-        done = self._stage_steps()
-        if place.stage == "search":
-            epoch = done / self.steps_per_epoch
-            if config.schedule == "restarts":
-                return warm_restarts(epoch, config.restart_epochs, config.lr, config.lr_min)
-            if config.schedule == "steps":
-                return falling_steps(epoch, config.milestones, config.lr, config.step_factor)
-            total = config.epochs * self.steps_per_epoch
-            # so that the schedule ends when the time does
-            progress = max(float(done), total * place.seconds / self.allowance.seconds)
-            return cosine(progress, total, config.lr, config.lr_min)
-        total = max(config.closing_epochs * self.steps_per_epoch, 1)
-        return cosine(done, total, place.closing_lr, min(config.lr_min, place.closing_lr))
+        return scheduled_lr(
+            self.config,
+            self.place,
+            done=self._stage_steps(),
+            steps_per_epoch=self.steps_per_epoch,
+            allowed=self.allowance.seconds,
+        )
 
     def _stage_steps(self) -> int:
         """Steps finished in this stage."""

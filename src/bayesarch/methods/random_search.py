@@ -31,7 +31,7 @@ from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, Listed
 from bayesarch.spaces import Architecture, Limits, Picks, Space
 
-__all__ = ["RandomSearch", "RandomSearchConfig", "RandomSearchState"]
+__all__ = ["RandomSearch", "RandomSearchConfig", "RandomSearchState", "ranked_images"]
 
 TRIES = 10_000
 """Draws after which the limits are said to leave too little to sample from."""
@@ -48,6 +48,13 @@ class RandomSearchConfig(Config):
     """Batches (of four times the batch size) of the architecture split each candidate is scored on; null: all."""
     temperature: float = Field(default=1.0, gt=0)
     """T of the weights over candidates, exp(-n (loss - lowest) / T), n the size of the architecture split."""
+
+
+def ranked_images(config: RandomSearchConfig, n_architecture: int, batch_size: int) -> int:
+    """Return how many images go forward while the candidates are ranked."""
+    batches = config.rank_batches
+    each = n_architecture if batches is None else min(n_architecture, 4 * batch_size * batches)
+    return config.candidates * each
 
 
 @dataclass(frozen=True)
@@ -146,8 +153,7 @@ class RandomSearch:
 
     def last_passes(self, state: RandomSearchState) -> float:
         """Return how many passes over the architecture split the ranking makes."""
-        whole, batches = math.ceil(state.n_architecture / (4 * state.batch_size)), self.config.rank_batches
-        return self.config.candidates * (1.0 if batches is None else min(1.0, batches / whole))
+        return ranked_images(self.config, state.n_architecture, state.batch_size) / state.n_architecture
 
     def finished(self, state: RandomSearchState) -> bool:
         """Return whether the candidates have been ranked."""
