@@ -37,7 +37,7 @@ def make_engine(  # noqa: PLR0913 - a test names what it needs
         generator=streams["init"],
     ).to(device=device, memory_format=torch.channels_last)
     steps = partition.sizes["weights"] // config.batch_size
-    setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device, limits)
+    setting = Setting(net.n_copies, partition.sizes, config.batch_size, steps, device, limits, classes=net.classes)
     return Engine(
         method=made,
         net=net,

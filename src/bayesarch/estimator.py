@@ -196,7 +196,7 @@ class BayesArchClassifier(ClassifierMixin, BaseEstimator):
         ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         counts = {name: len(part) for name, part in data.items()}
         batch = min(self.batch_size, *counts.values())
-        setting = Setting(net.n_copies, counts, batch, counts["weights"] // batch, device)
+        setting = Setting(net.n_copies, counts, batch, counts["weights"] // batch, device, classes=k)
         engine = Engine(
             method=method,
             net=net,

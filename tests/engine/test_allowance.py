@@ -1,6 +1,7 @@
 """The time a search may take, by a clock that counts the images that go through the network."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +15,13 @@ from bayesarch.methods import METHODS
 from bayesarch.methods.random_search import RandomSearchConfig, ranked_images
 from bayesarch.nets import Supernet
 from bayesarch.spaces import Architecture
+from bayesarch.workflows.summary import flat_warnings
 from helpers import make_engine, posterior_of
 
 IMAGE = 0.002
 """Seconds of an image forward; with gradients three times as long."""
-AFTERWARDS = 2.0
-"""Seconds of what follows the last step: a boundary, one or two looks at the norms' statistics and a score."""
+AFTERWARDS = 2.5
+"""Seconds of what follows the last step: a boundary, statistics of norms, a batch of curvature, a score."""
 DIGITS = {"space": "nb201", "source": "digits", "sizes": {"channels": 2, "cells": 1}, "limit": 800, "batch_size": 32}
 SINGLE = [name for name, entry in METHODS.items() if not entry.channels]
 
@@ -29,9 +31,10 @@ def clock(monkeypatch):
     """A clock that only a network's forward passes move."""
     now, forward = SimpleNamespace(seconds=0.0), Supernet.forward
 
-    def counted(net, x, *args, **more):
-        now.seconds += IMAGE * len(x) * (3 if torch.is_grad_enabled() else 1)
-        return forward(net, x, *args, **more)
+    def counted(net, x, gates, *args, **more):
+        each = len(x) == len(gates) > 1  # gates of each example's own: a pass back for every class
+        now.seconds += IMAGE * len(x) * (11 if each else 3 if torch.is_grad_enabled() else 1)
+        return forward(net, x, gates, *args, **more)
 
     monkeypatch.setattr(Supernet, "forward", counted)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now.seconds))
@@ -44,6 +47,7 @@ def test_every_method_is_done_in_time(tmp_path, clock, method):
     assert 0.7 * 12 < clock.seconds < 12 + AFTERWARDS
     assert made.place.steps - made.place.searched > 1.8 * made.steps_per_epoch, "the closing epochs had their time"
     assert made.place.seconds == pytest.approx(clock.seconds, abs=1e-9), "everything it did is counted"
+    assert not flat_warnings(posterior_of(made))
 
 
 @pytest.mark.parametrize("method", SINGLE)
@@ -58,6 +62,61 @@ def test_time_that_is_over_within_an_epoch_ends_it(tmp_path, clock, method):
     assert records[0]["epoch"] == pytest.approx(made.place.searched / made.steps_per_epoch, abs=1e-3)
     assert records[0]["weights_loss"] == pytest.approx(math.log(10), rel=0.5), "a mean over the steps there were"
     assert int(made.state.live.sum()) == len(posterior_of(made).mode().columns)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        *((name, {"warmup_epochs": 500}) for name in ("bpnas", "darts", "drnas", "drnas-progressive")),
+        ("pcdarts", {}),
+        ("nesbs", {"alpha_epochs": 3000}),
+    ],
+)
+@pytest.mark.parametrize("limit", [{"epochs": 10_000, "max_minutes": 0.1}, {"epochs": 2}])
+def test_a_warm_up_leaves_time_to_decide(tmp_path, clock, method, settings, limit):
+    made = make_engine(tmp_path, method=method, closing_epochs=0, settings=settings, **limit, **DIGITS)
+    moved, step = [], made.method.step
+
+    def watched(state, *args, **more):
+        after, info = step(state, *args, **more)
+        moved.append(not torch.equal(after.a, state.a))
+        return after, info
+
+    made.method.step = watched
+    made.run()
+    first = moved.index(True)
+    assert all(moved[first:]) or method == "drnas-progressive", "its second stage has a warm-up of its own"
+    assert 0.2 * len(moved) <= first <= 0.75 * len(moved), "a warm-up's steps take half of the time of others"
+
+
+def test_stages_and_temperatures_go_with_the_time(tmp_path, clock, monkeypatch):
+    limit = {"epochs": 10_000, "closing_epochs": 0, "max_minutes": 0.1}
+    made = make_engine(tmp_path, method="drnas-progressive", **limit, **DIGITS).run()
+    assert made.state.stage == 1
+    for method in ("gdas", "snas"):
+        shares = []
+        monkeypatch.setattr(
+            sys.modules[f"bayesarch.methods.{method}"],
+            "linear",
+            lambda step, total, *ends, to=shares: to.append(step / total) or ends[1],
+        )
+        make_engine(tmp_path, method=method, **limit, **DIGITS).run()
+        assert shares == sorted(shares)
+        assert shares[0] < 0.05
+        assert 0.9 < shares[-1] < 1.1
+
+
+@pytest.mark.parametrize(
+    "limit", [{"epochs": 10_000, "max_minutes": 0.5}, {"epochs": 10_000, "max_minutes": 0.02}, {"epochs": 3}]
+)
+def test_bayesnas_has_asked_for_evidence_before_it_decides(tmp_path, clock, limit):
+    records = []
+    made = make_engine(
+        tmp_path, method="bayesnas", closing_epochs=0, observer=Observer(on_round=records.append), **limit, **DIGITS
+    ).run()  # fmt: skip
+    assert made.state.updates == {0.5: 3, 0.02: 1, None: 1}[limit.get("max_minutes")]
+    assert made.state.log_factor.unique().numel() > 20
+    assert float(made.state.lam) > 0
 
 
 def test_random_search_ranks_what_it_has_time_for(tmp_path, clock):

@@ -292,7 +292,7 @@ def test_lambda_is_told_by_the_curvature_when_the_warm_up_ends_and_at_every_upda
     engine = engine_of(tmp_path, curvature_batches=1, **given)
     method, looks, is_gate = engine.method, [], series(NB201, "cpu").is_gate
     look = method.look
-    method.look = lambda *args: looks.append(look(*args)) or looks[-1]
+    method.look = lambda *args, **more: looks.append(look(*args, **more)) or looks[-1]
 
     def state_after(epochs, state):
         """The warm-up is one epoch of four steps, and so is a round."""

@@ -214,6 +214,21 @@ def test_collapse_warnings():
     )
 
 
+def test_flat_weights_are_called_chance():
+    from bayesarch.posteriors import MeanField
+    from bayesarch.spaces import TOY
+    from bayesarch.workflows.summary import flat_warnings
+
+    def said(*rows):
+        return flat_warnings(MeanField(TOY, rows))
+
+    even, nearly, parted = (1 / 3,) * 3, (0.34, 0.33, 0.33), (0.36, 0.32, 0.32)
+    assert "picked is chance" in said(even, nearly, (1.0, 0.0, 0.0))[0]
+    assert "picked is chance" in said(even, even, (0.5, 0.5, 0.0))[0]
+    assert not said(even, even, parted)
+    assert not said((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)), "nothing was left to decide"
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 

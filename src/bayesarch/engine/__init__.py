@@ -39,6 +39,7 @@ from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
 from bayesarch.engine.pressure import Pressure as Pressure
 from bayesarch.engine.relevance import Relevance as Relevance
+from bayesarch.engine.score import RECALIBRATED as RECALIBRATED
 from bayesarch.engine.score import Score as Score
 from bayesarch.engine.score import batch_loss as batch_loss
 from bayesarch.engine.score import batch_statistics as batch_statistics
@@ -61,6 +62,7 @@ from bayesarch.engine.weight_curvature import weight_curvature as weight_curvatu
 from bayesarch.engine.weights import Weights as Weights
 
 __all__ = [
+    "RECALIBRATED",
     "RULES",
     "SCORED",
     "SHARED_THREADS",

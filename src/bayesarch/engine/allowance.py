@@ -47,3 +47,7 @@ class Allowance:
     def gone(self, place: Place) -> float:
         """Return which share of the time has gone, that of the closing epochs not counted; 0 where all the time is."""
         return place.seconds / (self.seconds - self.closing)
+
+    def trained(self, place: Place) -> float:
+        """Return which share of the time for training has gone; 0 where all the time is."""
+        return place.seconds / (self.seconds - self.closing - self.ending)

@@ -38,7 +38,7 @@ class Curvature:
     n: int
 
 
-def gate_curvature(
+def gate_curvature(  # noqa: PLR0913 - what is looked at, how much of it, and how
     net: Supernet,
     gates: Tensor,
     split: Split,
@@ -48,6 +48,7 @@ def gate_curvature(
     batch_size: int,
     limit: int | None = None,
     generator: torch.Generator | None = None,
+    late: Callable[[], bool] = lambda: False,
 ) -> Curvature:
     """Return gradient and GGN diagonal of the mean cross-entropy, in gates and in scalars behind them.
 
@@ -63,6 +64,7 @@ def gate_curvature(
         batch_size: examples at a time; the result does not depend on it.
         limit: at most so many batches; None: all.
         generator: stream for drawn labels, on the network's device; needed by `mc`.
+        late: asked after every batch; where it is, the batches so far stand for all.
 
     Raises:
         ValueError: if `mc` has no generator.
@@ -103,6 +105,8 @@ def gate_curvature(
             found = [pull(slope), parts[0], slope, parts[1]]
             totals = [a + c for a, c in zip(totals, found, strict=True)] if totals else found
             n += b
+            if late():
+                break
     finally:
         net.train(training)
     mean = [total / n for total in totals]

@@ -283,11 +283,10 @@ class Engine:
             ending=images / (3 * self.config.batch_size),
         )
 
-    def _gone(self) -> float:
-        if math.isinf(self.allowance.seconds):
-            return 0.0  # processes need not agree on the time
-        self._tick()
-        return self.allowance.gone(self.place)
+    def _now(self) -> Place:
+        if not math.isinf(self.allowance.seconds):  # without a limit processes need not agree on the time
+            self._tick()
+        return self.place
 
     def _check(self) -> None:
         """Stop where a running sum is no longer finite.
@@ -325,7 +324,8 @@ class Engine:
             weight_lr=self._lr(),
             preview=lambda gradients: self.weights.preview(gradients, self._lr()),
             last=self.place.over,
-            gone=self._gone,
+            gone=lambda: self.allowance.gone(self._now()),
+            trained=lambda: self.allowance.trained(self._now()),
         )
 
     def _gates(self) -> Tensor:

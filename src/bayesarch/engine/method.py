@@ -45,6 +45,7 @@ class Clock:
             search that is broken off comes back to the boundary with it.
         gone: the share of the time allowed that has gone, 0 where there is no limit. At 1 what can be left out is left
             out; in several processes every one asks at the same place.
+        trained: the same of the time for training alone, without that of the last boundary.
     """
 
     epoch: int
@@ -56,6 +57,14 @@ class Clock:
     last: bool = False
     keep: Callable[[Any], None] = lambda state: None
     gone: Callable[[], float] = lambda: 0.0
+    trained: Callable[[], float] = lambda: 0.0
+
+    def reached(self) -> float:
+        """Return the epoch that schedules are at: `epoch`, or as many of all `epochs` as of the time has gone.
+
+        A search that its time ends long before its cap has had its warm-up, its stages and its rounds all the same.
+        """
+        return max(float(self.epoch), self.trained() * self.epochs)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Setting:
         limits: what the architecture that is found must keep, where costs add up over options.
         budgets: the same where they do not, as largest values of `params` and `macs`: a method for channels asks the
             network what a mask costs.
+        classes: outputs of the network.
     """
 
     n_copies: int
@@ -80,6 +90,7 @@ class Setting:
     device: torch.device
     limits: Limits = NO_LIMITS
     budgets: Mapping[str, float] = field(default_factory=dict)
+    classes: int = 1
 
 
 @runtime_checkable
@@ -103,7 +114,8 @@ def partial_of(state: State) -> int:
 def passes_at_the_end(method: "Method[Any]", state: Any) -> float:
     """Return how often the last boundary passes over the `architecture` split, forward only; 0 where nothing is said.
 
-    A method that ranks candidates has a `last_passes` of its own; where the time is limited, time is set aside for it.
+    A method that does much there, such as ranking candidates, has a `last_passes` of its own: where the time is
+    limited, some is set aside.
     """
     own = getattr(method, "last_passes", None)
     return 0.0 if own is None else float(own(state))

@@ -12,9 +12,21 @@ from bayesarch.data import Batch, Split
 from bayesarch.nets import Supernet
 from bayesarch.nets.conv_stack import ConvStack
 
-__all__ = ["Score", "batch_loss", "batch_statistics", "norm_momentum", "norms_of", "recalibrate", "score"]
+__all__ = [
+    "RECALIBRATED",
+    "Score",
+    "batch_loss",
+    "batch_statistics",
+    "norm_momentum",
+    "norms_of",
+    "recalibrate",
+    "score",
+]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | ConvStack
+
+RECALIBRATED = 20
+"""Batches that the statistics of norms are averaged over."""
 
 
 class Score(NamedTuple):
@@ -76,7 +88,7 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate(net: Supernet, gates: Tensor, split: Split, *, batch_size: int, limit: int = 20) -> None:
+def recalibrate(net: Supernet, gates: Tensor, split: Split, *, batch_size: int, limit: int = RECALIBRATED) -> None:
     """Set the running statistics of all norms to plain averages over up to `limit` batches under `gates`.
 
     To be called after a pruning, before any curvature and before any score of inherited weights.

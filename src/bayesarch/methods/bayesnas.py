@@ -16,7 +16,7 @@ probabilities are ours.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bayesarch.config import Config
 from bayesarch.data import Batch, Split
-from bayesarch.engine import Clock, Curvature, Info, Setting, batch_loss, gate_curvature, recalibrate
+from bayesarch.engine import RECALIBRATED, Clock, Curvature, Info, Setting, batch_loss, gate_curvature, recalibrate
 from bayesarch.functional import Streams, ard
 from bayesarch.methods.masks import cut_to, mask_of, remaining, zeros_where_empty
 from bayesarch.methods.several import prior_edges, series
@@ -111,6 +111,10 @@ class BayesNASState:
     undecided: Tensor
     """What was live when one option per choice, or what the limits allow, was picked, shape (G,)."""
     batch_size: int
+    look_passes: float = 0.0
+    """What curvature costs, in passes forward over the architecture split."""
+    weighed: bool = False
+    """Whether lambda has been asked for."""
     updates: int = 0
     removed: tuple[Any, ...] = ()
     """[update, option, why] of each option removed; why is evidence or entropy, gate, dependency, inactive, single,
@@ -157,8 +161,16 @@ class BayesNAS:
             live=live,
             undecided=live.clone(),
             batch_size=setting.batch_size,
+            look_passes=self._look_passes(setting),
             limits=setting.limits.to_json() if setting.limits else None,
         )
+
+    def _look_passes(self, setting: Setting) -> float:
+        """Return the cost of a look: a pass back to the gates costs one forward, and norms are recalibrated first."""
+        n, batch, most = setting.n_examples["architecture"], setting.batch_size, self.config.curvature_batches
+        seen = n if most is None else min(n, most * batch)
+        back = setting.classes if self.config.curvature == "exact" else 2
+        return (min(setting.n_examples["weights"], RECALIBRATED * batch) + (1 + back) * seen) / n
 
     def _selectable(self) -> Tensor:
         """Return which options can be picked, (G,): a zero option is picked only where exactly one has to be."""
@@ -180,7 +192,7 @@ class BayesNAS:
         clock: Clock,
     ) -> tuple[BayesNASState, Info]:
         """Return moved switches; weights alone during warm-up and once everything is decided."""
-        if state.decided or clock.epoch < self._epochs(self.config.warmup_steps, clock):
+        if state.decided or clock.reached() < self._warmup(clock):
             gates = self.gates(state)
             return state, _pass(net, batches["weights"], gates)
         used = [batches["architecture"], *([batches["weights"]] if self.config.train_on == "both" else [])]
@@ -222,6 +234,10 @@ class BayesNAS:
         gates, operations = (state.lam if value is None else torch.full_like(state.lam, value) for value in given)
         return gates, operations
 
+    def _warmup(self, clock: Clock) -> int:
+        """Return the epochs of the weights alone: at most half of all, or nothing would be learned of switches."""
+        return min(self._epochs(self.config.warmup_steps, clock), clock.epochs // 2)
+
     def _epochs(self, steps: int, clock: Clock) -> int:
         """Return whole epochs that hold so many steps."""
         return math.ceil(steps / clock.steps_per_epoch)
@@ -239,20 +255,30 @@ class BayesNAS:
         streams: Streams,
         clock: Clock,
     ) -> tuple[BayesNASState, Info]:
-        """Return the state after an update of the variances and a removal, if one is due."""
-        since = clock.epoch - self._epochs(self.config.warmup_steps, clock)
-        every = self._epochs(self.config.round_steps, clock)
-        due = since > 0 and (since % every == 0 or clock.last)
-        starts = since == 0 and None in (self.config.penalty_gates, self.config.penalty_operations)
+        """Return the state after an update of the variances and a removal, if one is due; at the end one always is."""
+        since = clock.reached() - self._warmup(clock)
+        due = clock.last or since >= (state.updates + 1) * self._epochs(self.config.round_steps, clock)
+        starts = (
+            not state.weighed and since >= 0 and None in (self.config.penalty_gates, self.config.penalty_operations)
+        )
         if state.decided or not (due or starts):
             return state, self._record(state)
-        seen, present = self.look(state, net, data, streams), net.occupancy.to(state.w.device)
+        until = 1.0 if clock.last else min(1.0, clock.gone() + 1 / (self.config.rounds + 2))
+        seen = self.look(state, net, data, streams, late=lambda: clock.gone() >= until)
+        present = net.occupancy.to(state.w.device)
         state = self.weighed(state, seen, present)
         if due:
             state = self.removed(self.updated(state, seen, present), seen, present)
         return state, self._record(state)
 
-    def look(self, state: BayesNASState, net: Supernet, data: Mapping[str, Split], streams: Streams) -> Curvature:
+    def look(
+        self,
+        state: BayesNASState,
+        net: Supernet,
+        data: Mapping[str, Split],
+        streams: Streams,
+        late: Callable[[], bool] = lambda: False,
+    ) -> Curvature:
         """Return curvature and gradient on the architecture split, norms recalibrated to the gates in force."""
         gates, parts = self.gates(state), series(self.space, str(state.w.device))
         recalibrate(net, gates, data["weights"], batch_size=state.batch_size)
@@ -265,13 +291,14 @@ class BayesNAS:
             batch_size=state.batch_size,
             limit=self.config.curvature_batches,
             generator=streams["curvature"],
+            late=late,
         )
 
     def weighed(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state with the lambda that `penalty_share` asks for."""
         even = ard.break_even(*self._asked(state, seen, present))
         operations = ~series(self.space, str(even.device)).is_gate
-        return replace(state, lam=ard.relative_lambda(even[operations], self.config.penalty_share))
+        return replace(state, lam=ard.relative_lambda(even[operations], self.config.penalty_share), weighed=True)
 
     def updated(self, state: BayesNASState, seen: Curvature, present: Tensor) -> BayesNASState:
         """Return the state with new variances and the penalty that belongs to them."""
@@ -339,6 +366,10 @@ class BayesNAS:
 
     def _operations(self) -> Tensor:
         return ~series(self.space, "cpu").is_gate
+
+    def last_passes(self, state: BayesNASState) -> float:
+        """Return how many passes over the architecture split a look at its curvature costs."""
+        return state.look_passes
 
     def finished(self, state: BayesNASState) -> bool:
         """Return whether the last round has ended."""

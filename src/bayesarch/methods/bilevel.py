@@ -16,7 +16,7 @@ from torch.optim.adam import adam
 
 from bayesarch.config import Config
 from bayesarch.data import Batch
-from bayesarch.engine import batch_loss
+from bayesarch.engine import Clock, batch_loss
 from bayesarch.functional import Simplices, concentration
 from bayesarch.nets import Supernet
 
@@ -28,6 +28,8 @@ __all__ = [
     "bilevel_step",
     "default_lr",
     "fresh_logits",
+    "rest",
+    "warming",
     "weights_pass",
 ]
 
@@ -42,7 +44,7 @@ class AlphaConfig(Config):
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     """Adam's averaging coefficients."""
     warmup_epochs: int = Field(default=0, ge=0)
-    """Epochs in which only weights are trained."""
+    """Epochs in which only weights are trained; at most half of the search."""
 
 
 class DirichletConfig(AlphaConfig):
@@ -71,6 +73,16 @@ def default_lr(config: AlphaConfig, steps_per_epoch: int) -> float:
     3e-4 would leave everything flat for the whole search.
     """
     return config.alpha_lr if config.alpha_lr is not None else max(3e-4, 0.22 / steps_per_epoch)
+
+
+def warming(config: AlphaConfig, clock: Clock) -> bool:
+    """Return whether only weights are trained yet: a search within its warm-up would have nothing to decide by."""
+    return clock.epoch < config.warmup_epochs and clock.reached() < rest(0.5, clock.epochs)
+
+
+def rest(share: float, epochs: float) -> float:
+    """Return how long parameters rest: a share of so many epochs, which leaves one of them to move in."""
+    return min(share * epochs, max(epochs - 1, 0.0))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting, batch_statistics, conditional_losses, score
 from bayesarch.functional import Streams, concentration
 from bayesarch.functional.pruning import fires, implied_cost, log_joint, prune_order
-from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
+from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits, warming
 from bayesarch.methods.single import (
     allowed,
     argmax_live,
@@ -160,7 +160,7 @@ class BPNAS:
             batches,
             config=self.config,
             lr=state.lr,
-            moving=not choices.settled and clock.epoch >= self.config.warmup_epochs,
+            moving=not choices.settled and not warming(self.config, clock),
             penalty_fn=self._penalty(state, net),
         )
         return replace(state, **vars(logits)), info
@@ -255,8 +255,8 @@ class BPNAS:
         warnings = []
         if counts["cap"] * 10 > decided:
             warnings.append(
-                f"the cap on epochs made {counts['cap']} of {decided} decisions, not the threshold: raise "
-                f"engine.epochs or method.alpha_lr (now {state.lr:.3g})"
+                f"the end of the search made {counts['cap']} of {decided} decisions, not the threshold: give it more "
+                f"epochs or more time, or raise method.alpha_lr (now {state.lr:.3g})"
             )
         return {"prunings": list(state.prunings), "fired_by": counts, "warnings": warnings}
 
@@ -298,7 +298,7 @@ class BPNAS:
     ) -> tuple[BPNASState, float]:
         """Return the state after at most one pruning, and the largest distance from uniform."""
         choices = simplices(self.space, state.live, state.a.device)
-        if choices.settled or clock.epoch < self.config.warmup_epochs:
+        if choices.settled or warming(self.config, clock):
             return state, 0.0
         beta = concentration(state.a)
         if self.config.test_on == "sample":

@@ -13,7 +13,7 @@ from torch import Tensor
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting
 from bayesarch.functional import Streams, concentration
-from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
+from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits, warming
 from bayesarch.methods.single import argmax_live, belief_record, open_options, product, rows, simplices
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
@@ -91,7 +91,7 @@ class DrNAS:
             batches,
             config=self.config,
             lr=state.lr,
-            moving=not choices.settled and clock.epoch >= self.config.warmup_epochs,
+            moving=not choices.settled and not warming(self.config, clock),
             penalty_fn=lambda a: self.config.penalty(choices, a),
         )
         return replace(state, **vars(logits)), info

@@ -19,7 +19,7 @@ from torch import Tensor
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting
 from bayesarch.functional import Simplices, Streams, concentration
-from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits
+from bayesarch.methods.bilevel import DirichletConfig, Logits, bilevel_step, default_lr, fresh_logits, rest, warming
 from bayesarch.methods.single import argmax_live, belief_record, open_options, product, rows, simplices
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
@@ -111,7 +111,7 @@ class DrNASProgressive:
         """Return moved concentrations; one draw per pass, shared by all cells."""
         choices = self._choices(state)
         length = clock.epochs / len(self.config.partials)
-        rested = clock.epoch - state.stage * length >= self.config.resting_share * length
+        rested = clock.reached() - state.stage * length >= rest(self.config.resting_share, length)
         logits, info = bilevel_step(
             Logits(state.a, state.m, state.v, state.t),
             lambda a: choices.draw(concentration(a), generator=streams["gates"]),
@@ -119,7 +119,7 @@ class DrNASProgressive:
             batches,
             config=self.config,
             lr=state.lr,
-            moving=not choices.settled and rested and clock.epoch >= self.config.warmup_epochs,
+            moving=not choices.settled and rested and not warming(self.config, clock),
             penalty_fn=lambda a: self.config.penalty(choices, a),
         )
         return replace(state, **vars(logits)), info
@@ -140,8 +140,10 @@ class DrNASProgressive:
         """Return the state, at the end of a stage with fewer options and more channels through them."""
         info = belief_record(self.space, self._means(state), state.live)
         following = state.stage + 1
-        due = following < len(self.config.partials) and clock.epoch * len(self.config.partials) >= (
-            following * clock.epochs
+        due = (
+            following < len(self.config.partials)
+            and not clock.last
+            and clock.reached() * len(self.config.partials) >= following * clock.epochs
         )
         return (self._at_stage(state, following) if due and not state.decided else state), info
 

@@ -32,7 +32,7 @@ def gdas(space: Space, config: GDASConfig | None = None) -> Mixture:
     settings = config or GDASConfig()
 
     def step(logits: Logits, at: Step) -> tuple[Logits, Info]:
-        tau = linear(at.clock.epoch, at.clock.epochs - 1, settings.tau_first, settings.tau_last)
+        tau = linear(at.clock.reached(), at.clock.epochs - 1, settings.tau_first, settings.tau_last)
         return bilevel_step(
             logits,
             lambda a: at.choices.straight_through(a, tau, generator=at.generator),

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting
 from bayesarch.functional import Simplices, Streams
-from bayesarch.methods.bilevel import AlphaConfig, Logits, default_lr, fresh_logits
+from bayesarch.methods.bilevel import AlphaConfig, Logits, default_lr, fresh_logits, warming
 from bayesarch.methods.single import argmax_live, belief_record, open_options, product, rows, simplices
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
@@ -136,7 +136,7 @@ class Mixture:
     ) -> tuple[MixtureState, Info]:
         """Return moved parameters."""
         choices = self._choices(state)
-        moving = not choices.settled and clock.epoch >= self.config.warmup_epochs
+        moving = not choices.settled and not warming(self.config, clock)
         at = Step(choices, net, batches, state.lr, moving, clock, streams["gates"], state.n_architecture)
         logits, info = self.rule.step(Logits(state.a, state.m, state.v, state.t), at)
         return replace(state, **vars(logits)), info

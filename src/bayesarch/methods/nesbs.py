@@ -47,7 +47,7 @@ def nesbs(space: Space, config: NESBSConfig | None = None) -> Mixture:
         epochs = at.clock.epochs
         # weights that were never trained say nothing: one epoch is theirs at least
         alpha_epochs = epochs // 2 if settings.alpha_epochs is None else min(settings.alpha_epochs, epochs - 1)
-        if at.choices.settled or at.clock.epoch < epochs - alpha_epochs:
+        if at.choices.settled or at.clock.reached() < epochs - alpha_epochs:
             gates = at.choices.straight_through(torch.zeros_like(logits.a), 1.0, generator=at.generator)
             active = frozenset(gates.nonzero().flatten().tolist())
             return logits, weights_pass(at.net, at.batches["weights"], gates, active)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayesarch.engine import Info
 from bayesarch.functional import Simplices
-from bayesarch.methods.bilevel import AlphaConfig, Logits, bilevel_step
+from bayesarch.methods.bilevel import AlphaConfig, Logits, bilevel_step, rest
 from bayesarch.methods.mixture import Mixture, Rule, Step
 from bayesarch.spaces import Space
 
@@ -29,7 +29,7 @@ class PCDARTSConfig(AlphaConfig):
     partial: int = Field(default=4, ge=1)
     """K: one in K channels goes through the options."""
     resting_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of the epochs in which only weights are trained."""
+    """Share of the search in which only weights are trained."""
 
 
 def edge_weights(space: Space, b: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def pcdarts(space: Space, config: PCDARTSConfig | None = None) -> Mixture:
         return weights(choices, a) * edge_weights(space, a[g:])
 
     def step(logits: Logits, at: Step) -> tuple[Logits, Info]:
-        moving = at.moving and at.clock.epoch >= settings.resting_share * at.clock.epochs
+        moving = at.moving and at.clock.reached() >= rest(settings.resting_share, at.clock.epochs)
         return bilevel_step(
             logits, lambda a: gates(at.choices, a), at.net, at.batches, config=settings, lr=at.lr, moving=moving
         )

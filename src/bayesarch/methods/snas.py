@@ -29,7 +29,7 @@ def snas(space: Space, config: SNASConfig | None = None) -> Mixture:
     settings = config or SNASConfig()
 
     def step(logits: Logits, at: Step) -> tuple[Logits, Info]:
-        tau = linear(at.clock.epoch, at.clock.epochs - 1, settings.tau_first, settings.tau_last)
+        tau = linear(at.clock.reached(), at.clock.epochs - 1, settings.tau_first, settings.tau_last)
         return bilevel_step(
             logits,
             lambda a: at.choices.relaxed(a, tau, generator=at.generator),

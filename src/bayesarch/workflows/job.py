@@ -68,7 +68,14 @@ class Job:
         first = self.partition.sizes[self.settings.method.splits[0]]
         batch = min(self.settings.engine.batch_size, first)
         return Setting(
-            net.n_copies, self.partition.sizes, batch, first // batch, self.device, self.limits, self.budgets
+            net.n_copies,
+            self.partition.sizes,
+            batch,
+            first // batch,
+            self.device,
+            self.limits,
+            self.budgets,
+            len(self.examples.classes),
         )
 
     def supernet(self, streams: Streams) -> Any:

@@ -12,7 +12,7 @@ from bayesarch.spaces import Architecture, Choice
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.limits import LimitsConfig
 
-__all__ = ["collapse_warnings", "edge_base", "kept_limits", "summarise"]
+__all__ = ["collapse_warnings", "edge_base", "flat_warnings", "kept_limits", "summarise"]
 
 
 def summarise(
@@ -51,7 +51,7 @@ def summarise(
         "metric": settings.data.metric,
         "metric_value": getattr(selection, settings.data.metric),
         **said,
-        "warnings": [*collapse_warnings(arch), *said.get("warnings", [])],
+        "warnings": [*collapse_warnings(arch), *flat_warnings(posterior), *said.get("warnings", [])],
     }
 
 
@@ -133,6 +133,22 @@ def collapse_warnings(arch: Architecture) -> list[str]:
             "sharing drift there when trained long, so compare with fewer epochs or another seed"
         ]
     return []
+
+
+def flat_warnings(posterior: ArchitecturePosterior) -> list[str]:
+    """Return a warning where every choice's possible options weigh the same to within 5 %: the pick was chance."""
+    table = [
+        [weight for weight in posterior.weights()[choice.name].values() if weight > 0]
+        for choice in posterior.space.choices
+        if choice.pick == "one"
+    ]
+    open_ = [row for row in table if len(row) > 1]
+    if not open_ or any(max(row) > 1.05 * min(row) for row in open_):
+        return []
+    return [
+        "undecided: the options of every edge weigh the same, so what was picked is chance; give the search more "
+        "epochs or more time, or its weights a higher learning rate (method.alpha_lr)"
+    ]
 
 
 def _is_idle(name: str) -> bool:
