@@ -9,7 +9,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +20,47 @@ from bayesarch.nets.cells import MixedCell
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.two_input import TwoInputCell
 
-__all__ = ["PublishedNet", "published_step"]
+__all__ = ["PublishedImages", "PublishedNet", "published_step"]
+
+
+class PublishedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images cropped, flipped, scaled and cut out one by one on PIL, as published searches read CIFAR.
+
+    For a loader of torch's own: the transforms are those of the usual library, one after another, each with its own
+    draws from torch's stream, and the hole is a mask that the image is multiplied by.
+
+    Args:
+        images: shape (n, H, W, 3), uint8.
+        labels: shape (n,).
+        mean: per channel, in units of the largest value.
+        std: likewise.
+        pad: pixels of the crop.
+        hole: side of what is cut out.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, *, mean: Any, std: Any, pad: int = 4, hole: int = 16
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.mean, self.std, self.pad, self.hole = mean, std, pad, hole
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = ImageOps.expand(Image.fromarray(self.images[index]), border=self.pad, fill=0)
+        width, height = (side - 2 * self.pad for side in image.size)
+        top, left = (int(torch.randint(0, 2 * self.pad + 1, size=(1,)).item()) for _ in range(2))
+        image = image.crop((left, top, left + width, top + height))
+        if torch.rand(1) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        x = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        mean, std = (torch.as_tensor(values, dtype=x.dtype).view(-1, 1, 1) for values in (self.mean, self.std))
+        x = x.sub_(mean).div_(std)
+        mask, half = np.ones((height, width), np.float32), self.hole // 2
+        row, column = np.random.randint(height), np.random.randint(width)  # noqa: NPY002 - as published
+        mask[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = 0.0
+        return x * torch.from_numpy(mask).expand_as(x), int(self.labels[index])
 
 
 class Zero(nn.Module):

@@ -220,8 +220,7 @@ def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]
         parts.append(_curvature(rows["curvature"], table) + "\n")
     if "augmentation" in rows:
         parts.append(
-            "### Crop, flip, cutout and scaling, 32 × 32\n\n"
-            + _steps(rows["augmentation"], table, "PIL, image by image")
+            "### Crop, flip, cutout and scaling, 32 × 32\n\n" + _steps(rows["augmentation"], table, "PIL in a loader")
         )
     if "growth" in rows:
         parts.append("\n" + _growth(rows["growth"], table) + "\n")

@@ -114,6 +114,7 @@ def _in_bf16(step: Callable[[], Any]) -> Callable[[], None]:
 
 SEARCH = {"space": "nb201", "sizes": {"channels": 8, "cells": 1}, "batch": 64, "rounds": 5}
 PUBLISHED_EPOCHS = 100
+AUGMENTED = "PIL in a loader"
 
 
 def search_row(short: bool) -> dict[str, Any]:
@@ -237,10 +238,11 @@ def curvature_row(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def augmentation_row(n: int, rounds: int) -> dict[str, Any]:
-    """Return crop, flip, cutout and scaling of batches of 128, against PIL image by image."""
+    """Return crop, flip, cutout and scaling of batches of 128, against PIL in a loader, image by image."""
     import numpy as np
     import torch
-    from PIL import Image
+    from published import PublishedImages
+    from torch.utils.data import DataLoader
 
     from bayesarch.data import DataConfig, Feeder
     from bayesarch.data.pipeline import MemorySplit
@@ -253,29 +255,17 @@ def augmentation_row(n: int, rounds: int) -> dict[str, Any]:
     )
     streams = [torch.Generator().manual_seed(i) for i in range(2)]
     feeder = Feeder(split, 128, order=streams[0], augment=streams[1])
-
-    def one(array: np.ndarray) -> torch.Tensor:
-        padded = Image.new("RGB", (40, 40))
-        padded.paste(Image.fromarray(array), (4, 4))
-        left, top = rng.integers(0, 9, 2)
-        image = padded.crop((left, top, left + 32, top + 32))
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
-        tensor = (tensor - 120.0) / 60.0
-        y, x = rng.integers(0, 32, 2)
-        tensor[:, max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0.0
-        return tensor
+    published = PublishedImages(images, labels, mean=mean / 255, std=std / 255)
 
     def by_image() -> None:
-        for start in range(0, n, 128):
-            torch.stack([one(array) for array in images[start : start + 128]])
+        for _ in DataLoader(published, batch_size=128, shuffle=True, drop_last=True):
+            pass
 
     def ours() -> None:
         for _ in range(n // 128):
             feeder.next()
 
-    found = in_turn({"PIL, image by image": by_image, "ours": ours}, rounds, "PIL, image by image")
+    found = in_turn({AUGMENTED: by_image, "ours": ours}, rounds, AUGMENTED)
     for row in found.values():
         row["images_per_second"] = n / row["seconds"]
     return {"images": n, "steps": found}
@@ -333,7 +323,7 @@ def main() -> None:
         "search": lambda: search_row(arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),
         "curvature": lambda: curvature_row(nets["bayesnas-cell"]),
-        "augmentation": lambda: augmentation_row(256 if arguments.short else 2560, nets["nb201"]["rounds"]),
+        "augmentation": lambda: augmentation_row(*((256, 1) if arguments.short else (2560, 25))),
         "roofline": lambda: roofline_row(nets, short=arguments.short),
         "growth": lambda: growth_row(arguments.short),
     }

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import machine
 import speed
 import steps
-from published import PublishedNet, published_step
+from published import PublishedImages, PublishedNet, published_step
 from results_speed import speed_part
 from roofline import roofline
 
@@ -114,6 +115,32 @@ def test_the_short_form_measures_rows(tmp_path, monkeypatch):
     assert all(row["seconds"] > 0 for row in rows["nb201"]["steps"].values())
     assert rows["nb201"]["peak_mib"] == {"ours": 1.0, "published": 2.0}
     assert rows["augmentation"]["steps"]["ours"]["images_per_second"] > 0
+
+
+def test_published_images_are_ours_where_nothing_is_drawn():
+    """Without crop and hole an image is as the split gives it, or its mirror image; with them it is a part of it."""
+    from bayesarch.data import DataConfig
+    from bayesarch.data.pipeline import MemorySplit
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(1, 256, (6, 8, 8, 3), dtype=np.uint8), np.arange(6)
+    mean, std = np.array([120.5, 110.5, 100.5]), np.array([60.0, 50.0, 40.0])
+    split = MemorySplit(images, labels, config=DataConfig(), mean=mean, std=std, device=torch.device("cpu"))
+    plain, seen = split.plain(torch.arange(6)).images, set()
+    given = {"mean": mean / 255, "std": std / 255}
+    still = PublishedImages(images, labels, **given, pad=0, hole=0)
+    for _ in range(8):
+        for index in range(6):
+            x, label = still[index]
+            assert label == index
+            mirrored = not torch.allclose(x, plain[index], atol=1e-5)
+            seen.add(mirrored)
+            assert torch.allclose(x.flip(2) if mirrored else x, plain[index], atol=1e-5)
+    assert seen == {False, True}
+    cut = PublishedImages(images, labels, **given, pad=2, hole=4)
+    holes = [int((cut[0][0] == 0).sum()) for _ in range(20)]
+    assert max(holes) == 3 * 16
+    assert min(holes) >= 3 * 4, "half of a hole lies outside at a corner"
 
 
 def test_the_roofline_counts_backward_passes_by_what_they_give(generator):

@@ -6,6 +6,7 @@ from PIL import Image
 from bayesarch.data import DATASETS, DataConfig, Feeder, as_examples, load, split, splits_on
 from bayesarch.errors import DataError
 from bayesarch.testing import check_dataset
+from pretended import pretended_card
 
 CPU = torch.device("cpu")
 
@@ -189,12 +190,12 @@ def test_limit_is_stratified():
     assert np.bincount(labels[chosen]).tolist() == [80, 20]
 
 
-def make_split(config, n=20, side=8, channels=3):
+def make_split(config, n=20, side=8, channels=3, dtype=np.uint8, device=CPU):
     rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (4 * n, side, side, channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (4 * n, side, side, channels), dtype=np.uint8).astype(dtype)
     examples = as_examples(images, np.arange(4 * n) % 2)
     partition = split(examples, config)
-    data = splits_on(examples, partition, ("weights", "selection"), config=config, device=CPU)
+    data = splits_on(examples, partition, ("weights", "selection"), config=config, device=device)
     return examples, partition, data
 
 
@@ -212,9 +213,11 @@ def test_scaling_comes_from_the_weights_split_alone():
     assert np.allclose(first, ((other[:4] - mean) / std).transpose(0, 3, 1, 2), atol=1e-5)
 
 
-def test_augmentation_equals_a_naive_version_per_example():
-    config = DataConfig(crop=2, flip=True, cutout=3, normalise=False)
-    _, _, data = make_split(config)
+@pytest.mark.parametrize("cutout", [3, 4])
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 3), (np.float32, 3), (np.uint8, 1)])
+def test_augmentation_equals_a_naive_version_per_example(cutout, dtype, channels):
+    config = DataConfig(crop=2, flip=True, cutout=cutout, normalise=False)
+    _, _, data = make_split(config, dtype=dtype, channels=channels)
     part, side = data["weights"], 8
     index = torch.arange(12)
     fast = part.augmented(index, generator=torch.Generator().manual_seed(5)).images
@@ -234,12 +237,31 @@ def test_augmentation_equals_a_naive_version_per_example():
         row, column = int(centre[0, i] * side), int(centre[1, i] * side)
         for y in range(side):
             for x in range(side):
-                if abs(y - row) <= 1 and abs(x - column) <= 1:
+                if all(-(cutout // 2) <= d < cutout - cutout // 2 for d in (y - row, x - column)):
                     image[:, y, x] = 0
                     cut += 1
         assert np.allclose(fast[i].numpy(), image, atol=1e-6)
     assert 0 < flipped < 12
     assert cut > 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("crop", [0, 2])
+def test_a_card_augments_as_the_processor_does_and_never_waits(monkeypatch, crop, dtype):
+    config = DataConfig(crop=crop, flip=True, cutout=4)
+    _, _, data = make_split(config, dtype=dtype)
+    index = torch.arange(12)
+    expected = data["weights"].augmented(index, generator=torch.Generator().manual_seed(5))
+    with pretended_card(monkeypatch) as marks:
+        _, _, there = make_split(config, dtype=dtype, device=torch.device("cuda", 0))
+        generator = torch.Generator("cuda").manual_seed(5)
+        found = there["weights"].augmented(index.to("cuda"), generator=generator)
+        assert marks.waits == []
+        assert found.images.device.type == found.labels.device.type == "cuda"
+        assert torch.equal(found.images.cpu(), expected.images)
+        assert torch.equal(there["weights"].plain(index.to("cuda")).images.cpu(), data["weights"].plain(index).images)
+    assert found.images.is_contiguous(memory_format=torch.channels_last)
+    assert expected.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_feeder_shuffles_without_repeats_and_goes_back_to_its_place():

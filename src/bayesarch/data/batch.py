@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "scaled"]
 
 
 class Batch(NamedTuple):
@@ -16,3 +17,17 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     weights: Tensor | None = None
+
+
+def scaled(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return pixels * scale + shift as images (B, C, H, W), float32, channels last.
+
+    Args:
+        pixels: shape (B, H, W, C), contiguous.
+        scale: per channel, shape (C,).
+        shift: likewise.
+    """
+    # a row at a time: the channels alone would be too short a run for the processor
+    images, width = pixels.flatten(2).to(torch.float32, copy=True), pixels.shape[2]
+    torch.addcmul(shift.repeat(width), images, scale.repeat(width), out=images)
+    return images.view(pixels.shape).permute(0, 3, 1, 2)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesarch.data.batch import Batch
+from bayesarch.data.batch import Batch, scaled
 from bayesarch.errors import DataError
 
 if TYPE_CHECKING:
@@ -190,10 +190,10 @@ class FileSplit:
             DataError: if a file is damaged.
         """
         pixels = np.concatenate([part.result() if isinstance(part, Future) else part for part in work])
-        images = torch.from_numpy(pixels).to(self.device).to(torch.float32)
+        images = scaled(torch.from_numpy(pixels).to(self.device), self._scale, self._shift)
         labels = self.labels[index.to(self.labels.device)]
         weights = None if self._class_weights is None else self._class_weights.to(self.device)[labels]
-        return Batch(torch.addcmul(self._shift, images, self._scale).permute(0, 3, 1, 2), labels, weights)
+        return Batch(images, labels, weights)
 
     def plain(self, index: Tensor) -> Batch:
         """Return the middle squares of the examples at `index` (B,), normalised."""

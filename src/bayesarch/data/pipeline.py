@@ -1,7 +1,7 @@
 """Batches on the device: the whole split as it is stored, crop, flip, cutout and scaling for a batch at a time.
 
-Images lie as (n, H, W, C) with their crop padding, so that crop and flip are one gather and the result, seen as
-(B, C, H, W), is already in channels-last order.
+Images lie as (n, H, W, C) with their crop padding, so that a crop copies rows, and the result, seen as (B, C, H, W), is
+already in channels-last order.
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesarch.data.batch import Batch
+from bayesarch.data.batch import Batch, scaled
 from bayesarch.data.examples import Examples
 from bayesarch.data.files import FileSplit, ImageFiles
 from bayesarch.data.sources import DataConfig
@@ -63,6 +63,12 @@ class MemorySplit:
         self.images = torch.from_numpy(np.pad(images, pad)).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.flip, self.cutout = config.flip, config.cutout
+        height, width, step = *self.side, self.images.stride()
+        self._windows = self.images.as_strided(
+            (len(labels), 2 * self.pad + 1, 2 * self.pad + 1, height, width * images.shape[3]),
+            (step[0], step[1], step[2], step[1], 1),
+        )
+        """Every place of a crop, seen and not stored, shape (n, 2 pad + 1, 2 pad + 1, H, W C)."""
         self._scale = torch.tensor(1.0 / std, dtype=torch.float32, device=device)
         self._shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
         self._rows = torch.arange(self.side[0], device=device)
@@ -73,7 +79,7 @@ class MemorySplit:
 
     def plain(self, index: Tensor) -> Batch:
         """Return the examples at `index` (B,) as they are, normalised."""
-        return self._gather(index, self._rows + self.pad, self._cols + self.pad)
+        return self._batch(index, self._cropped(index, self.pad, self.pad))
 
     def augmented(self, index: Tensor, *, generator: torch.Generator) -> Batch:
         """Return the examples at `index` (B,), randomly cropped, flipped and cut out.
@@ -83,32 +89,62 @@ class MemorySplit:
             generator: the stream to draw from, on the split's device.
         """
         device, b = index.device, len(index)
-        rows, cols = self._rows.expand(b, -1) + self.pad, self._cols.expand(b, -1) + self.pad
+        top: Tensor | int = 0
+        left: Tensor | int = 0
         if self.pad:
-            moves = torch.randint(0, 2 * self.pad + 1, (2, b, 1), generator=generator, device=device)
-            rows, cols = self._rows + moves[0], self._cols + moves[1]
+            top, left = torch.randint(0, 2 * self.pad + 1, (2, b, 1), generator=generator, device=device)[..., 0]
+        pixels = self._cropped(index, top, left)
         if self.flip:
-            mirror = torch.rand((b, 1), generator=generator, device=device) < 0.5
-            cols = torch.where(mirror, cols.flip(1), cols)
-        batch = self._gather(index, rows, cols)
+            pixels = self._flipped(pixels, torch.rand((b, 1), generator=generator, device=device) < 0.5)
+        batch = self._batch(index, pixels)
         if self.cutout:
-            centre = torch.rand((2, b, 1), generator=generator, device=device)
-            near_row = (self._rows - (centre[0] * self.side[0]).floor()).abs() * 2 <= self.cutout
-            near_col = (self._cols - (centre[1] * self.side[1]).floor()).abs() * 2 <= self.cutout
-            hole = near_row[:, None, :, None] & near_col[:, None, None, :]
-            batch = batch._replace(images=batch.images.masked_fill(hole, 0.0))
+            self._cut(batch.images, torch.rand((2, b, 1), generator=generator, device=device))
         return batch
 
-    def _gather(self, index: Tensor, rows: Tensor, cols: Tensor) -> Batch:
-        """Return pixels rows x cols of the examples at `index`; rows (H,) or (B, H), cols likewise."""
-        pixels = self.images[index[:, None, None], rows[..., :, None], cols[..., None, :]]
-        images = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
+    def _cropped(self, index: Tensor, top: Tensor | int, left: Tensor | int) -> Tensor:
+        """Return windows of the padded examples at `index` that begin at (top, left), shape (B, H, W, C)."""
+        if self.device.type == "cpu":  # numpy copies whole rows, torch byte by byte: seven times slower
+            places = [place.numpy() if isinstance(place, Tensor) else place for place in (index, top, left)]
+            windows = torch.from_numpy(self._windows.numpy()[tuple(places)])
+        else:
+            windows = self._windows[index, top, left]
+        return windows.view(len(index), *self.side, -1)
+
+    def _flipped(self, pixels: Tensor, mirror: Tensor) -> Tensor:
+        """Return the examples (B, H, W, C) with those of `mirror` (B, 1) turned left to right."""
+
+        def turned(part: Tensor) -> Tensor:
+            return part.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)  # the library's quick way for channels-last
+
+        if self.device.type != "cpu":  # choosing some would make the host wait
+            return torch.where(mirror[:, :, None, None], turned(pixels), pixels)
+        chosen = mirror[:, 0].numpy()
+        pixels.numpy()[chosen] = turned(pixels[mirror[:, 0]]).numpy()
+        return pixels
+
+    def _cut(self, images: Tensor, centre: Tensor) -> None:
+        """Blank a square of each example in place, images (B, C, H, W); `centre` (2, B, 1) in shares of the sides.
+
+        A square of even side has its centre right of and below its middle, as it is published.
+        """
+        b, c = images.shape[:2]
+        from_row = 2 * (self._rows - (centre[0] * self.side[0]).floor())
+        from_col = 2 * (self._cols - (centre[1] * self.side[1]).floor()).repeat_interleave(c, 1)
+        rows, cols = ((d >= -self.cutout) & (d < self.cutout) for d in (from_row, from_col))
+        hole, flat = (
+            torch.bmm(rows[:, :, None].float(), cols[:, None, :].float()),
+            images.permute(0, 2, 3, 1).flatten(2),
+        )
+        flat.addcmul_(flat, hole, value=-1)  # much faster than a fill by a mask
+
+    def _batch(self, index: Tensor, pixels: Tensor) -> Batch:
+        """Return the pixels (B, H, W, C) of the examples at `index`, normalised, with their labels and weights."""
         labels = self.labels[index]
         weights = None if self._class_weights is None else self._class_weights[labels]
         if self._sample_weights is not None:
             own = self._sample_weights[index]
             weights = own if weights is None else weights * own
-        return Batch(images.permute(0, 3, 1, 2), labels, weights)
+        return Batch(scaled(pixels, self._scale, self._shift), labels, weights)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield all examples once, in order, without augmentation; at most `limit` batches.
