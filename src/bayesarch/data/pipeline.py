@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesarch.data.augment import crop_views, cropped, cut_, flipped
 from bayesarch.data.batch import Batch, scaled
 from bayesarch.data.examples import Examples
 from bayesarch.data.files import FileSplit, ImageFiles
@@ -63,23 +64,16 @@ class MemorySplit:
         self.images = torch.from_numpy(np.pad(images, pad)).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.flip, self.cutout = config.flip, config.cutout
-        height, width, step = *self.side, self.images.stride()
-        self._windows = self.images.as_strided(
-            (len(labels), 2 * self.pad + 1, 2 * self.pad + 1, height, width * images.shape[3]),
-            (step[0], step[1], step[2], step[1], 1),
-        )
-        """Every place of a crop, seen and not stored, shape (n, 2 pad + 1, 2 pad + 1, H, W C)."""
+        self._views = crop_views(self.images, self.pad)
         self._scale = torch.tensor(1.0 / std, dtype=torch.float32, device=device)
         self._shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
-        self._rows = torch.arange(self.side[0], device=device)
-        self._cols = torch.arange(self.side[1], device=device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def plain(self, index: Tensor) -> Batch:
         """Return the examples at `index` (B,) as they are, normalised."""
-        return self._batch(index, self._cropped(index, self.pad, self.pad))
+        return self._batch(index, cropped(self._views, index, self.pad, self.pad))
 
     def augmented(self, index: Tensor, *, generator: torch.Generator) -> Batch:
         """Return the examples at `index` (B,), randomly cropped, flipped and cut out.
@@ -93,58 +87,23 @@ class MemorySplit:
         left: Tensor | int = 0
         if self.pad:
             top, left = torch.randint(0, 2 * self.pad + 1, (2, b, 1), generator=generator, device=device)[..., 0]
-        pixels = self._cropped(index, top, left)
+        pixels = cropped(self._views, index, top, left)
         if self.flip:
-            pixels = self._flipped(pixels, torch.rand((b, 1), generator=generator, device=device) < 0.5)
+            mirror = torch.rand((b, 1), generator=generator, device=device) < 0.5
+            pixels = flipped(pixels.view(b, *self.side, -1), mirror)
         batch = self._batch(index, pixels)
         if self.cutout:
-            self._cut(batch.images, torch.rand((2, b, 1), generator=generator, device=device))
+            cut_(batch.images, torch.rand((2, b, 1), generator=generator, device=device), self.cutout)
         return batch
 
-    def _cropped(self, index: Tensor, top: Tensor | int, left: Tensor | int) -> Tensor:
-        """Return windows of the padded examples at `index` that begin at (top, left), shape (B, H, W, C)."""
-        if self.device.type == "cpu":  # numpy copies whole rows, torch byte by byte: seven times slower
-            places = [place.numpy() if isinstance(place, Tensor) else place for place in (index, top, left)]
-            windows = torch.from_numpy(self._windows.numpy()[tuple(places)])
-        else:
-            windows = self._windows[index, top, left]
-        return windows.view(len(index), *self.side, -1)
-
-    def _flipped(self, pixels: Tensor, mirror: Tensor) -> Tensor:
-        """Return the examples (B, H, W, C) with those of `mirror` (B, 1) turned left to right."""
-
-        def turned(part: Tensor) -> Tensor:
-            return part.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)  # the library's quick way for channels-last
-
-        if self.device.type != "cpu":  # choosing some would make the host wait
-            return torch.where(mirror[:, :, None, None], turned(pixels), pixels)
-        chosen = mirror[:, 0].numpy()
-        pixels.numpy()[chosen] = turned(pixels[mirror[:, 0]]).numpy()
-        return pixels
-
-    def _cut(self, images: Tensor, centre: Tensor) -> None:
-        """Blank a square of each example in place, images (B, C, H, W); `centre` (2, B, 1) in shares of the sides.
-
-        A square of even side has its centre right of and below its middle, as it is published.
-        """
-        b, c = images.shape[:2]
-        from_row = 2 * (self._rows - (centre[0] * self.side[0]).floor())
-        from_col = 2 * (self._cols - (centre[1] * self.side[1]).floor()).repeat_interleave(c, 1)
-        rows, cols = ((d >= -self.cutout) & (d < self.cutout) for d in (from_row, from_col))
-        hole, flat = (
-            torch.bmm(rows[:, :, None].float(), cols[:, None, :].float()),
-            images.permute(0, 2, 3, 1).flatten(2),
-        )
-        flat.addcmul_(flat, hole, value=-1)  # much faster than a fill by a mask
-
     def _batch(self, index: Tensor, pixels: Tensor) -> Batch:
-        """Return the pixels (B, H, W, C) of the examples at `index`, normalised, with their labels and weights."""
+        """Return the pixels of the examples at `index`, normalised, with their labels and weights."""
         labels = self.labels[index]
         weights = None if self._class_weights is None else self._class_weights[labels]
         if self._sample_weights is not None:
             own = self._sample_weights[index]
             weights = own if weights is None else weights * own
-        return Batch(scaled(pixels, self._scale, self._shift), labels, weights)
+        return Batch(scaled(pixels.view(len(index), *self.side, -1), self._scale, self._shift), labels, weights)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield all examples once, in order, without augmentation; at most `limit` batches.
