@@ -2,9 +2,10 @@
 
     python benchmarks/stacking.py
 
-A training step (forward, loss, backward) of M networks with own batches of 64: one after another, and as one network
-with grouped convolutions; one process, the two in turn, medians. The cell is NAS-Bench-201's ResNet cell, one cell a
-stage. Nothing else should run.
+A training step (forward, loss, backward, clipped SGD) of M networks with own batches of 64: one after another as plain
+torch code does it (NCHW, its own optimiser), one after another as ours do it, and as one network with grouped
+convolutions; one process, the three in turn, medians. The cell is NAS-Bench-201's ResNet cell, one cell a stage.
+Nothing else should run.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 OUT = Path(__file__).parent / "results" / "stacking.json"
@@ -20,19 +21,22 @@ CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_con
 SIZES = [((1, 8, 8), 8), ((1, 8, 8), 16), ((3, 16, 16), 8), ((1, 28, 28), 8), ((3, 32, 32), 16)]
 
 
-def paired(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[float, float, float]:
-    """Return the median seconds of both, and the median of their ratio round by round."""
-    first(), second()
-    times = []
+SGD = {"momentum": 0.9, "weight_decay": 3e-4}
+
+
+def in_turn(works: Mapping[str, Callable[[], None]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median milliseconds of each work, and the median of its ratio to the last one round by round."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
-        pair = []
-        for work in (first, second):
+        for name, work in works.items():
             began = time.perf_counter()
             work()
-            pair.append(time.perf_counter() - began)
-        times.append(pair)
-    a, b = zip(*times, strict=True)
-    return statistics.median(a), statistics.median(b), statistics.median(x / y for x, y in times)
+            times[name].append(1e3 * (time.perf_counter() - began))
+    last = times[next(reversed(works))]
+    ratios = {name: statistics.median(x / y for x, y in zip(mine, last, strict=True)) for name, mine in times.items()}
+    return {name: statistics.median(mine) for name, mine in times.items()}, ratios
 
 
 def main() -> None:
@@ -40,6 +44,7 @@ def main() -> None:
     import torch
     from torch.nn import functional as F
 
+    from bayesarch.engine.weights import Weights
     from bayesarch.nets import build, stack
     from bayesarch.spaces import Architecture
     from bayesarch.workflows.environment import environment
@@ -52,27 +57,44 @@ def main() -> None:
         torch.set_num_threads(threads)
         for shape, channels in SIZES:
             for m in (3, 8):
-                nets = [
+                plain = [
                     build(arch, input_shape=shape, classes=10, sizes={"channels": channels, "cells": 1},
-                          generator=generator).to(memory_format=torch.channels_last)
+                          generator=generator)
                     for _ in range(m)
                 ]  # fmt: skip
+                nets = [copy.deepcopy(net).to(memory_format=torch.channels_last) for net in plain]
+                members = [copy.deepcopy(net) for net in nets]
                 images = torch.randn(m, 64, *shape, generator=generator)
                 each = [x.contiguous(memory_format=torch.channels_last) for x in images]
                 labels = torch.randint(10, (m, 64), generator=generator)
-                joint = stack([copy.deepcopy(net) for net in nets])
+                joint = stack(members)
+                torchs = [torch.optim.SGD(net.parameters(), lr=0.01, **SGD) for net in plain]
+                ours, theirs = ([Weights(net, **SGD, nesterov=False, clip=5.0) for net in of] for of in (nets, members))
 
-                def alone(nets=nets, each=each, labels=labels) -> None:
-                    for net, x, y in zip(nets, each, labels, strict=True):
+                def one_by_one(plain=plain, images=images, labels=labels, torchs=torchs) -> None:
+                    for net, x, y, sgd in zip(plain, images, labels, torchs, strict=True):
+                        sgd.zero_grad()
                         F.cross_entropy(net(x), y).backward()
+                        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+                        sgd.step()
 
-                def together(joint=joint, images=images, labels=labels, m=m) -> None:
+                def alone(nets=nets, each=each, labels=labels, ours=ours) -> None:
+                    for net, x, y, weights in zip(nets, each, labels, ours, strict=True):
+                        weights.zero()
+                        F.cross_entropy(net(x), y).backward()
+                        weights.step(0.01)
+
+                def together(joint=joint, images=images, labels=labels, m=m, theirs=theirs) -> None:
                     (m * F.cross_entropy(joint(images).flatten(0, 1), labels.flatten())).backward()
+                    joint.hand_out_gradients()
+                    for weights in theirs:
+                        weights.step(0.01)
 
-                a, b, ratio = paired(alone, together, arguments.rounds)
+                works = {"plain": one_by_one, "alone": alone, "together": together}
+                medians, ratios = in_turn(works, arguments.rounds)
                 rows.append(
-                    {"threads": threads, "shape": shape, "channels": channels, "networks": m, "alone_ms": 1e3 * a,
-                     "together_ms": 1e3 * b, "ratio": ratio}
+                    {"threads": threads, "shape": shape, "channels": channels, "networks": m, "ratios": ratios,
+                     "milliseconds": medians}
                 )  # fmt: skip
                 print(rows[-1], flush=True)
     record = {
