@@ -179,11 +179,9 @@ class BPNAS:
         clock: Clock,
     ) -> tuple[BPNASState, Info]:
         """Return the state after settling inactive edges and, if the test fires, pruning one option."""
-        before = len(state.prunings)
-        weights = self._means(state)
+        before, info = len(state.prunings), belief_record(self.space, self._means(state), state.live)
         if self.finished(state):
-            return state, belief_record(self.space, weights, state.live)
-        info: dict[str, Any] = belief_record(self.space, weights, state.live)
+            return state, info
         state = self._within_limits(self._settle_inactive(state, net, clock), clock)
         loss = self._loss(state, net, data)
         state, info["distance"] = self._test(state, net, data, loss, streams=streams, clock=clock)
