@@ -116,6 +116,7 @@ def test_bayesnas_has_asked_for_evidence_before_it_decides(tmp_path, clock, limi
     ).run()  # fmt: skip
     assert made.state.updates == {0.5: 3, 0.02: 1, None: 1}[limit.get("max_minutes")]
     assert made.state.log_factor.unique().numel() > 20
+    assert not torch.equal(made.state.w, torch.ones_like(made.state.w)), "there was time for switches to move"
     assert float(made.state.lam) > 0
 
 
@@ -182,6 +183,7 @@ def test_time_is_divided_at_the_pace_so_far():
     allowance.divide(place, steps=10, closing=15, ending=5)
     assert (allowance.closing, allowance.ending) == (15, 5)
     assert allowance.gone(place) == 10 / 45
+    assert allowance.trained(place) == 10 / 40
     assert not allowance.late(Place(seconds=39.9))
     assert allowance.late(Place(seconds=40.0))
     allowance.divide(place, steps=10, closing=1000, ending=1000)

@@ -308,6 +308,8 @@ def test_lambda_is_told_by_the_curvature_when_the_warm_up_ends_and_at_every_upda
             assert torch.allclose(method._lambda(state)[columns], torch.tensor(expected))
             assert method.summary(state)["penalty"][name] == pytest.approx(expected)
 
+    assert state_after(0, engine.state) is engine.state
+    assert looks == [], "not before the warm-up ends"
     warm = state_after(1, engine.state)
     assert (len(looks), warm.updates) == (told, 0)
     assert torch.equal(warm.live, engine.state.live), "nothing goes before switches were trained"

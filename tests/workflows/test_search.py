@@ -13,6 +13,7 @@ import torch
 
 import bayesarch as ba
 from bayesarch.errors import BayesarchError, CheckpointError, ConfigError, DataError, DeviceError, RunError
+from bayesarch.functional import Streams
 from bayesarch.methods import DrNAS
 from bayesarch.spaces import TOY
 from bayesarch.terminal import Progress
@@ -92,6 +93,14 @@ def test_the_found_network_has_the_accuracy_that_was_reported(finished):
         right = (net(batch.images).argmax(1) == batch.labels).float().mean()
     assert float(right) == pytest.approx(finished.summary["selection_accuracy"], abs=1e-6)
     assert sum(p.numel() for p in net.parameters()) == finished.summary["params"]
+
+
+def test_a_method_is_told_of_the_task():
+    job = prepare("digits", limit=400, set=QUICK)
+    told = job.setting(job.supernet(Streams(0)))
+    assert told.classes == 10
+    assert told.n_examples == job.partition.sizes
+    assert told.steps_per_epoch == told.n_examples["weights"] // told.batch_size
 
 
 def test_resuming_a_finished_run_does_nothing(finished):
