@@ -1,6 +1,7 @@
 """Where candidates come from: each source's own rule, and that a broken-off ensemble asks for the same again."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,21 @@ def task(
     table[:, 3] = 0.6
     labels = np.arange(40) % 4
     return Task(FOUND, MeanField(NB201, table), size, pool, seed, labels, reopened, Cells)
+
+
+def test_members_see_the_image():
+    """Draws and most probable cells of a posterior that prefers nothing; draws that do are the posterior's own."""
+    table = np.full((6, 5), 0.05)
+    table[:, 0] = 0.8
+    blind = replace(task(size=20), posterior=MeanField(NB201, table))
+    drawn, first = run("samples", blind), [a for a in blind.posterior.sample(20, seed=0) if a.connected]
+    assert 0 < len(first) < 20
+    assert drawn[: len(first)] == first
+    assert len(drawn) == 20
+    assert all(arch.connected for arch in [*drawn, *run("top", blind)])
+    assert run("samples", task()) == task().posterior.sample(3, seed=0)
+    nothing = np.eye(5)[[0] * 6]
+    assert len(run("samples", replace(task(), posterior=MeanField(NB201, nothing)))) == 3, "there is nothing else"
 
 
 def trained(archs, rng):

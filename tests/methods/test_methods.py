@@ -3,16 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bayesarch.engine import Clock, Observer, pack
+from bayesarch.engine import Clock, Observer, found_by, pack
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Streams, concentration
 from bayesarch.methods import BPNAS, METHODS, BPNASConfig
 from bayesarch.methods.bilevel import AlphaConfig, bilevel_step, default_lr, fresh_logits
 from bayesarch.methods.single import found, live_table, simplices
 from bayesarch.posteriors import MeanField
-from bayesarch.spaces import NB201, TOY
+from bayesarch.spaces import NB201, NO_LIMITS, TOY, Limits
 from bayesarch.testing import check_method
 from bayesarch.workflows.config import settle
+from bayesarch.workflows.summary import belief_warnings
 from helpers import make_engine, posterior_of
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
@@ -289,6 +290,24 @@ def test_conditionals_follow_their_formula(tmp_path):
     assert posterior.kind == "conditionals-at-mode"
     assert posterior.mode() == found(NB201, live)
     assert posterior.gaps[0][1] == pytest.approx(n * 0.01)
+
+
+@pytest.mark.parametrize("method", ["bpnas", "darts", "drnas", "drnas-progressive", "pcdarts", "snas"])
+@pytest.mark.parametrize("limited", [False, True])
+def test_what_is_found_lets_an_image_through(tmp_path, method, limited):
+    """Beliefs that prefer nothing on every edge, and an average pooling from input to output after that."""
+    limits = Limits(("cost",), (3.5,), (0.0,), (tuple(float(i % 5 > 1) for i in range(30)),)) if limited else NO_LIMITS
+    engine = make_engine(tmp_path, **SMALL, method=method, limits=limits)
+    likely = {f"{choice.name}/none": 2.0 for choice in NB201.choices} | {"3<-0/avg_pool_3x3": 1.0}
+    a = parameters(likely)
+    state = replace(engine.state, a=torch.cat([a, engine.state.a[len(a) :]]))
+    ended = engine.method.conclude(state)
+    arch = found_by(engine.method, ended)
+    assert str(arch) == "|none~0|+|none~0|none~1|+|avg_pool_3x3~0|none~1|none~2|"
+    assert [int(g) for g in ended.live.nonzero()] == list(arch.columns)
+    said = "the most probable cell lets no image through; what was found is the most probable one that does"
+    expected = [] if method == "bpnas" else [said]  # BPNAS's weights are those of options that are left
+    assert belief_warnings(engine.method.posterior(ended)) == expected
 
 
 def test_before_the_end_the_posterior_is_the_dirichlet_means(tmp_path):

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from bayesarch.errors import RunError
-from bayesarch.posteriors import ConditionalsAtMode, Listed, MeanField, WithinLimits, from_json, jeffreys, word
+from bayesarch.posteriors import (
+    ConditionalsAtMode,
+    Listed,
+    MeanField,
+    WithinLimits,
+    best_connected,
+    from_json,
+    jeffreys,
+    word,
+)
 from bayesarch.spaces import NB201, TOY, Architecture, Limits
 from bayesarch.testing import check_posterior
 
@@ -45,6 +54,19 @@ def test_mean_field_by_hand():
     best = [weight for _, weight in itertools.islice(posterior.most_probable(), 3)]
     assert best == pytest.approx([0.27, 0.162, 0.135])
     assert len(list(posterior.most_probable())) == 18
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_that_lets_something_through_by_enumeration(seed):
+    rng = np.random.default_rng(seed)
+    table = rng.dirichlet(np.ones(5), size=6)
+    table[:, 0] += 3.0  # nothing is the likely option nearly everywhere
+    posterior = MeanField(NB201, table / table.sum(1, keepdims=True))
+    every = (Architecture(NB201, tuple((i,) for i in picks)) for picks in itertools.product(range(5), repeat=6))
+    expected = max((arch for arch in every if arch.connected), key=posterior.log_prob)
+    assert not posterior.mode().connected
+    assert best_connected(posterior) == expected
+    assert best_connected(posterior, among=1) == posterior.mode(), "none of those looked at"
 
 
 def test_conditionals_by_hand():

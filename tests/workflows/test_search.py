@@ -226,10 +226,10 @@ def test_collapse_warnings():
 def test_flat_weights_are_called_chance():
     from bayesarch.posteriors import MeanField
     from bayesarch.spaces import TOY
-    from bayesarch.workflows.summary import flat_warnings
+    from bayesarch.workflows.summary import belief_warnings
 
     def said(*rows):
-        return flat_warnings(MeanField(TOY, rows))
+        return [text for text in belief_warnings(MeanField(TOY, rows)) if "chance" in text]
 
     even, nearly, parted = (1 / 3,) * 3, (0.34, 0.33, 0.33), (0.36, 0.32, 0.32)
     assert "picked is chance" in said(even, nearly, (1.0, 0.0, 0.0))[0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from bayesarch.data import Batch, Split
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
-from bayesarch.posteriors import ArchitecturePosterior
+from bayesarch.posteriors import ArchitecturePosterior, best_connected
 from bayesarch.spaces import NO_LIMITS, Architecture, Limits, Space
 
 __all__ = ["Clock", "Info", "Method", "Setting", "State", "found_by", "partial_of", "passes_at_the_end"]
@@ -122,12 +122,12 @@ def passes_at_the_end(method: "Method[Any]", state: Any) -> float:
 
 
 def found_by(method: "Method[Any]", state: Any) -> Architecture:
-    """Return the architecture a search ends with: the posterior's mode, unless the method has a `found` of its own.
+    """Return the architecture a search ends with: the most probable that lets an image through.
 
-    A method that ranks what it draws from its posterior finds another one than the most probable.
+    A method that ranks what it draws from its posterior has a `found` of its own.
     """
     own = getattr(method, "found", None)
-    arch: Architecture = method.posterior(state).mode() if own is None else own(state)
+    arch: Architecture = best_connected(method.posterior(state)) if own is None else own(state)
     return arch
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bayesarch.data import Split
-from bayesarch.engine import Engine, EngineConfig, Observer, Setting, batch_statistics
+from bayesarch.engine import Engine, EngineConfig, Observer, Setting, batch_statistics, found_by
 from bayesarch.functional import Streams
 from bayesarch.functional.svgd import one_hot_mixture, particles
 from bayesarch.functional.uncertainty import softmax
@@ -75,7 +75,7 @@ def restart(  # noqa: PLR0913 - a search of its own, and as much to say of it
     if checkpoint.exists():
         engine.restore()
     engine.run()
-    return bpnas.posterior(engine.state).mode()
+    return found_by(bpnas, engine.state)
 
 
 class SharedSupernet:

@@ -77,6 +77,9 @@ class Task:
     shared: Callable[[], Shared]
 
 
+LOOKED_AT = 20_000
+"""Most probable architectures that are looked through."""
+
 Ask = Callable[[Task, Sequence[Trained]], list[Architecture]]
 
 
@@ -129,13 +132,21 @@ def bpnas(task: Task) -> list[Architecture]:
 
 
 def samples(task: Task) -> list[Architecture]:
-    """Return draws from the posterior."""
-    return task.posterior.sample(task.size, seed=task.seed)
+    """Return draws from the posterior; those that let no image through are drawn again."""
+    drawn = task.posterior.sample(task.size, seed=task.seed)
+    kept = [arch for arch in drawn if arch.connected]
+    for again in range(1, 1000):
+        if len(kept) >= task.size:
+            break
+        drawn = task.posterior.sample(task.size, seed=task.seed + 100_003 * again)
+        kept += [arch for arch in drawn if arch.connected]
+    return [*kept, *drawn][: task.size]
 
 
 def top(task: Task) -> list[Architecture]:
-    """Return the most probable architectures."""
-    return [arch for arch, _ in itertools.islice(task.posterior.most_probable(), task.size)]
+    """Return the most probable architectures that let an image through."""
+    ranked = itertools.islice(task.posterior.most_probable(), LOOKED_AT)
+    return list(itertools.islice((arch for arch, _ in ranked if arch.connected), task.size))
 
 
 def neighbours(task: Task) -> list[Architecture]:

@@ -28,7 +28,7 @@ from bayesarch.functional import Streams
 from bayesarch.methods.bilevel import weights_pass
 from bayesarch.methods.single import argmax_live, live_table, open_options, product, rows, simplices
 from bayesarch.nets import Supernet
-from bayesarch.posteriors import ArchitecturePosterior, Listed
+from bayesarch.posteriors import ArchitecturePosterior, Listed, best_connected
 from bayesarch.spaces import Architecture, Limits, Picks, Space
 
 __all__ = ["RandomSearch", "RandomSearchConfig", "RandomSearchState", "ranked_images"]
@@ -138,7 +138,7 @@ class RandomSearch:
         if state.done:
             return state, {}
         timed = clock.gone() > 0
-        best = [self.posterior(state).mode()] if state.ranked and (timed or not clock.last) else []
+        best = [best_connected(self.posterior(state))] if state.ranked and (timed or not clock.last) else []
         draws = self._draws(state, streams["gates"])
         fresh = [next(draws) for _ in range(self.config.candidates if clock.last else self.config.tried_per_epoch)]
         asked, ranked = list(dict.fromkeys([*best, *fresh])), list[Any]()
@@ -148,7 +148,7 @@ class RandomSearch:
                 break
         state = replace(state, ranked=tuple(ranked), left_out=len(asked) - len(ranked))
         if ranked:
-            state = replace(state, expected=net.one_hot(self.posterior(state).mode()).view(-1))
+            state = replace(state, expected=net.one_hot(best_connected(self.posterior(state))).view(-1))
         return (self.conclude(state) if clock.last else state), {"tried": len(ranked)}
 
     def last_passes(self, state: RandomSearchState) -> float:
@@ -165,7 +165,7 @@ class RandomSearch:
             return state
         if state.ranked:
             live = torch.zeros_like(state.live)
-            live[list(self.posterior(state).mode().columns)] = True
+            live[list(best_connected(self.posterior(state)).columns)] = True
         else:
             live = argmax_live(self.space, state.expected, state.live, state.limits)
         return replace(state, live=live, expected=live.to(state.expected), done=True)

@@ -1,7 +1,6 @@
 """What methods share whose architectures pick one option per choice: simplices, argmax, records for people."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from bayesarch.errors import ConfigError
 from bayesarch.functional import Simplices
-from bayesarch.posteriors import ArchitecturePosterior, Listed, MeanField, TopEdges, WithinLimits
+from bayesarch.posteriors import ArchitecturePosterior, Listed, MeanField, TopEdges, WithinLimits, best_connected
 from bayesarch.spaces import Architecture, Limits, Picks, Space
 
 __all__ = [
@@ -145,9 +144,10 @@ def live_table(space: Space, live: Tensor) -> list[list[int]]:
 
 
 def argmax_live(space: Space, weights: Tensor, live: Tensor, limits: Mapping[str, Any] | None = None) -> Tensor:
-    """Return a mask with one live option per choice, (G,): the largest product of weights that keeps the limits.
+    """Return a mask with one live option per choice, (G,): the largest product of weights that is to be had.
 
-    Without limits that is the largest weight of each choice; of equals the first.
+    That is what keeps the limits and lets an image through. Where that is no matter it is the largest weight of each
+    choice; of equals the first.
 
     Args:
         space: the space.
@@ -155,17 +155,15 @@ def argmax_live(space: Space, weights: Tensor, live: Tensor, limits: Mapping[str
         live: what may be picked, shape (G,).
         limits: as `Limits.to_json` gives them.
     """
-    tiny = torch.finfo(torch.float64).tiny  # a weight that rounded to 0 is unlikely, not impossible
-    if space.entering is not None:
-        flat = torch.where(live.cpu(), weights.detach().double().cpu().clamp(min=1e-100), torch.zeros(()).double())
-        for position, choice in enumerate(space.choices):
-            columns = list(space.columns(position))
-            if choice.zero is not None and not live[columns[choice.zero]]:
-                flat[columns] *= 1e60  # such an edge cannot be empty any more
-        return _mask(space, product(space, rows(space, flat), limits).mode())
-    scores = [math.log(max(value, tiny)) for value in weights.detach().double().cpu().tolist()]
-    picks, _ = next(Limits.from_json(limits).best(space, scores, live.tolist()))
-    return _mask(space, Architecture(space, picks))
+    # a weight that rounded to 0 is unlikely, not impossible
+    flat = torch.where(live.cpu(), weights.detach().double().cpu().clamp(min=1e-100), torch.zeros(()).double())
+    for position, choice in enumerate(space.choices):
+        columns = list(space.columns(position))
+        if space.entering is not None and choice.zero is not None and not live[columns[choice.zero]]:
+            flat[columns] *= 1e60  # such an edge cannot be empty any more
+        elif space.entering is None:
+            flat[columns] /= flat[columns].sum()
+    return _mask(space, best_connected(product(space, rows(space, flat), limits)))
 
 
 def _mask(space: Space, arch: Architecture) -> Tensor:

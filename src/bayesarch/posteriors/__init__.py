@@ -9,6 +9,7 @@ from typing import Any
 from bayesarch.errors import RunError, nearest
 from bayesarch.posteriors.base import ArchitecturePosterior as ArchitecturePosterior
 from bayesarch.posteriors.base import CredibleSet as CredibleSet
+from bayesarch.posteriors.base import best_connected as best_connected
 from bayesarch.posteriors.base import word as word
 from bayesarch.posteriors.conditionals import ConditionalsAtMode as ConditionalsAtMode
 from bayesarch.posteriors.inclusion import Inclusion as Inclusion
@@ -32,6 +33,7 @@ __all__ = [
     "MeanField",
     "TopEdges",
     "WithinLimits",
+    "best_connected",
     "entropy_of",
     "from_json",
     "jeffreys",

@@ -1,13 +1,14 @@
 """What every search returns: a distribution over architectures, serialisable, with an honest name for its numbers."""
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from bayesarch.spaces import Architecture, Space
 
-__all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights"]
+__all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights", "best_connected"]
 
 Kind = Literal[
     "exact",
@@ -102,6 +103,19 @@ def word(posterior: ArchitecturePosterior) -> str:
     if posterior.calibrated:
         return "probability"
     return "share of runs" if posterior.kind == "recurrence" else "relative weight"
+
+
+def best_connected(posterior: ArchitecturePosterior, *, among: int = 20_000) -> Architecture:
+    """Return the most probable architecture that lets something flow from input to output.
+
+    That is the mode, but where the mode's network would see no image; the mode too where none of the `among` most
+    probable is connected.
+    """
+    mode = posterior.mode()
+    if mode.connected:
+        return mode
+    ranked = islice(posterior.most_probable(), among)
+    return next((arch for arch, _ in ranked if arch.connected), mode)
 
 
 def take_until(ranked: Iterator[tuple[Architecture, float]], mass: float, limit: int) -> CredibleSet:

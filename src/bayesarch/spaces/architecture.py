@@ -123,6 +123,11 @@ class Architecture:
         return self.space.inactive(self.picks)
 
     @cached_property
+    def connected(self) -> bool:
+        """Whether something can flow from the input to the output of every cell type."""
+        return self.space.connected(self.picks)
+
+    @cached_property
     def columns(self) -> tuple[int, ...]:
         """Flat option indices of all picked options."""
         return tuple(

@@ -34,7 +34,7 @@ def describe(text: str, *, space: str | Space, input_shape: str, classes: int) -
         "canonical": arch.canonical,
         "digest": arch.digest,
         "inactive": [arch.space.choices[position].name for position in sorted(arch.inactive)],
-        "connected": arch.space.connected(arch.picks),
+        "connected": arch.connected,
         "params": cost.params,
         "macs": cost.macs,
         "input_shape": list(shape),

@@ -12,7 +12,7 @@ from bayesarch.spaces import Architecture, Choice
 from bayesarch.workflows.config import Settings
 from bayesarch.workflows.limits import LimitsConfig
 
-__all__ = ["collapse_warnings", "edge_base", "flat_warnings", "kept_limits", "summarise"]
+__all__ = ["belief_warnings", "collapse_warnings", "edge_base", "kept_limits", "summarise"]
 
 
 def summarise(
@@ -51,7 +51,7 @@ def summarise(
         "metric": settings.data.metric,
         "metric_value": getattr(selection, settings.data.metric),
         **said,
-        "warnings": [*collapse_warnings(arch), *flat_warnings(posterior), *said.get("warnings", [])],
+        "warnings": [*collapse_warnings(arch), *belief_warnings(posterior), *said.get("warnings", [])],
     }
 
 
@@ -120,7 +120,7 @@ def collapse_warnings(arch: Architecture) -> list[str]:
     """Return warnings where the found cell hardly computes anything: unconnected, or mostly nothing and copies."""
     if any(choice.alike for choice in arch.space.choices):
         return []
-    if not arch.space.connected(arch.picks):
+    if not arch.connected:
         return ["collapse: no path leads from the cell's input to its output, so the network sees no image"]
     # where any number of options may stay, an empty edge is a finding and no collapse
     choices = arch.space.choices
@@ -135,8 +135,14 @@ def collapse_warnings(arch: Architecture) -> list[str]:
     return []
 
 
-def flat_warnings(posterior: ArchitecturePosterior) -> list[str]:
-    """Return a warning where every choice's possible options weigh the same to within 5 %: the pick was chance."""
+def belief_warnings(posterior: ArchitecturePosterior) -> list[str]:
+    """Return warnings of what was believed when the search ended: that no image gets through, that all is equal.
+
+    Equal is where every choice's possible options weigh the same to within 5 %.
+    """
+    blind = []
+    if posterior.kind != "candidates" and not posterior.mode().connected:
+        blind = ["the most probable cell lets no image through; what was found is the most probable one that does"]
     table = [
         [weight for weight in posterior.weights()[choice.name].values() if weight > 0]
         for choice in posterior.space.choices
@@ -144,10 +150,11 @@ def flat_warnings(posterior: ArchitecturePosterior) -> list[str]:
     ]
     open_ = [row for row in table if len(row) > 1]
     if not open_ or any(max(row) > 1.05 * min(row) for row in open_):
-        return []
+        return blind
     return [
+        *blind,
         "undecided: the options of every edge weigh the same, so what was picked is chance; give the search more "
-        "epochs or more time, or its weights a higher learning rate (method.alpha_lr)"
+        "epochs or more time, or its weights a higher learning rate (method.alpha_lr)",
     ]
 
 
