@@ -9,7 +9,17 @@ import numpy as np
 import torch
 
 from bayesarch.data import SEARCH_SPLITS, DataConfig, Examples, as_examples, split, splits_on
-from bayesarch.engine import Engine, EngineConfig, Method, Setting, load_checkpoint, pack, save_checkpoint, unpack
+from bayesarch.engine import (
+    Engine,
+    EngineConfig,
+    Method,
+    Setting,
+    found_by,
+    load_checkpoint,
+    pack,
+    save_checkpoint,
+    unpack,
+)
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior
@@ -63,7 +73,9 @@ def check_method(make: Callable[[Space], Method[Any]], *, spaces: tuple[Space, .
         assert posterior.space == space, "the posterior is over the method's space"
         assert not posterior.calibrated, "a single run's numbers are not calibrated"
         check_posterior(posterior)
-        assert all(first.state.live[g] for g in posterior.mode().columns), "what was found must still exist"
+        assert all(first.state.live[g] for g in found_by(first.method, first.state).columns), (
+            "what was found must still exist"
+        )
         second, again = _search(make(space), seed=0)
         assert again.to_json() == posterior.to_json(), "the same seed must give the same posterior"
         _check_equal(first.state, second.state)
