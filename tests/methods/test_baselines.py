@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from bayesarch.data import Batch
-from bayesarch.engine import Clock, Observer, Weights
+from bayesarch.engine import Clock, Observer, Weights, found_by
 from bayesarch.methods import METHODS
 from bayesarch.methods.darts_second import unrolled_gradient
 from bayesarch.methods.pcdarts import edge_weights
@@ -266,6 +266,18 @@ def test_stages_that_do_not_agree_are_refused(settings):
 
 
 # --- random search ---------------------------------------------------------------------------------------------------
+
+
+def test_random_ends_with_the_best_candidate_that_lets_an_image_through(tmp_path):
+    engine = make_engine(tmp_path, method="random", **SMALL)
+    blind, seeing = [0] * 6, [0, 0, 0, 1, 0, 0]
+    state = replace(engine.state, ranked=((blind, 0.10), (seeing, 0.11), ([1] * 6, 5.0)))
+    ended = engine.method.conclude(state)
+    arch = found_by(engine.method, ended)
+    assert [i for (i,) in engine.method.posterior(ended).mode().picks] == blind
+    assert arch.connected
+    assert [i for (i,) in arch.picks] == seeing
+    assert [int(g) for g in ended.live.nonzero()] == list(arch.columns)
 
 
 def test_random_ranks_by_loss(tmp_path):
