@@ -24,7 +24,7 @@ import numpy as np
 
 from bayesarch.ensembles.selection import SELECTIONS, Selection
 from bayesarch.functional.uncertainty import nll
-from bayesarch.posteriors import ArchitecturePosterior
+from bayesarch.posteriors import ArchitecturePosterior, connected
 from bayesarch.spaces import Architecture
 
 __all__ = ["SOURCES", "Shared", "Source", "Task", "Trained", "mutate"]
@@ -76,9 +76,6 @@ class Task:
     reopened: Callable[[int, int], Architecture]
     shared: Callable[[], Shared]
 
-
-LOOKED_AT = 20_000
-"""Most probable architectures that are looked through."""
 
 Ask = Callable[[Task, Sequence[Trained]], list[Architecture]]
 
@@ -145,8 +142,7 @@ def samples(task: Task) -> list[Architecture]:
 
 def top(task: Task) -> list[Architecture]:
     """Return the most probable architectures that let an image through."""
-    ranked = itertools.islice(task.posterior.most_probable(), LOOKED_AT)
-    return list(itertools.islice((arch for arch, _ in ranked if arch.connected), task.size))
+    return list(itertools.islice(connected(task.posterior), task.size))
 
 
 def neighbours(task: Task) -> list[Architecture]:

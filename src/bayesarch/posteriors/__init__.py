@@ -10,6 +10,7 @@ from bayesarch.errors import RunError, nearest
 from bayesarch.posteriors.base import ArchitecturePosterior as ArchitecturePosterior
 from bayesarch.posteriors.base import CredibleSet as CredibleSet
 from bayesarch.posteriors.base import best_connected as best_connected
+from bayesarch.posteriors.base import connected as connected
 from bayesarch.posteriors.base import word as word
 from bayesarch.posteriors.conditionals import ConditionalsAtMode as ConditionalsAtMode
 from bayesarch.posteriors.inclusion import Inclusion as Inclusion
@@ -34,6 +35,7 @@ __all__ = [
     "TopEdges",
     "WithinLimits",
     "best_connected",
+    "connected",
     "entropy_of",
     "from_json",
     "jeffreys",

@@ -8,7 +8,10 @@ import numpy as np
 
 from bayesarch.spaces import Architecture, Space
 
-__all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights", "best_connected"]
+__all__ = ["ArchitecturePosterior", "CredibleSet", "Kind", "Weights", "best_connected", "connected"]
+
+LOOKED_AT = 20_000
+"""Most probable architectures that are looked through for one that is connected."""
 
 Kind = Literal[
     "exact",
@@ -105,17 +108,19 @@ def word(posterior: ArchitecturePosterior) -> str:
     return "share of runs" if posterior.kind == "recurrence" else "relative weight"
 
 
-def best_connected(posterior: ArchitecturePosterior, *, among: int = 20_000) -> Architecture:
+def connected(posterior: ArchitecturePosterior, *, among: int = LOOKED_AT) -> Iterator[Architecture]:
+    """Yield those of the `among` most probable architectures that let something flow from input to output."""
+    return (arch for arch, _ in islice(posterior.most_probable(), among) if arch.connected)
+
+
+def best_connected(posterior: ArchitecturePosterior, *, among: int = LOOKED_AT) -> Architecture:
     """Return the most probable architecture that lets something flow from input to output.
 
     That is the mode, but where the mode's network would see no image; the mode too where none of the `among` most
     probable is connected.
     """
     mode = posterior.mode()
-    if mode.connected:
-        return mode
-    ranked = islice(posterior.most_probable(), among)
-    return next((arch for arch, _ in ranked if arch.connected), mode)
+    return mode if mode.connected else next(connected(posterior, among=among), mode)
 
 
 def take_until(ranked: Iterator[tuple[Architecture, float]], mass: float, limit: int) -> CredibleSet:
