@@ -59,6 +59,21 @@ def test_help_is_fast_and_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_searching_training_and_sampling_load_no_compiler(tmp_path):
+    small = ["space.channels=4", "space.cells=1", "engine.epochs=1", "engine.closing_epochs=1"]
+    sets = [word for pair in small for word in ("--set", pair)]
+    code = (
+        "import sys\nfrom bayesarch.cli import app\n"
+        f"words = [['search', '--data', 'digits', '--limit', '200', '--out', 'run', *{sets}],\n"
+        "    ['sample', 'run', '-n', '2'], ['train', 'run', '--set', 'train.epochs=1']]\n"
+        "for mine in words:\n"
+        "    try:\n        app(mine)\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "    assert not {'torch._dynamo', 'sympy'} & set(sys.modules), mine"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_final_table(finished):
     _, done = finished
     assert re.search(r"1<-0 +product", done.stdout)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayesarch.errors import ConfigError
-from bayesarch.nets import architecture_cost, build, latency_ms, network_cost, tidy_sizes, widest
+from bayesarch.nets import architecture_cost, build, latency_ms, network_cost, option_costs, tidy_sizes, widest
 from bayesarch.spaces import NB201, Architecture
 
 BENCHMARK = {"sizes": tidy_sizes(NB201, None), "input_shape": (3, 32, 32), "classes": 10}
@@ -123,3 +123,10 @@ def test_the_widest_is_found_by_few_trials(most):
     largest = max((c for c in range(1, 20_000) if 3 * c**2 + 5 * c <= most), default=1)
     assert widest(macs, most) == largest
     assert len(tried) <= 2 * largest.bit_length() + 2
+
+
+def test_pricing_leaves_the_global_stream_where_it_was():
+    sizes = tidy_sizes(NB201, {"channels": 7})  # of no other test, so that nothing is remembered
+    before = torch.get_rng_state()
+    option_costs(NB201, sizes, (3, 8, 8), 4)
+    assert torch.equal(torch.get_rng_state(), before)

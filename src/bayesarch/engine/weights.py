@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 __all__ = ["Weights"]
 
@@ -22,34 +23,43 @@ class Weights:
     def __init__(self, net: nn.Module, *, momentum: float, weight_decay: float, nesterov: bool, clip: float) -> None:
         self.net, self.clip = net, clip
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self._sgd = torch.optim.SGD(
-            net.parameters(),
-            lr=0.0,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            fused=True,
-        )
+        self._momenta: dict[nn.Parameter, Tensor] = {}
+
+    # `torch.optim.SGD` would load torch's compiler when it is made, which takes over a second in every process
 
     def zero(self) -> None:
         """Forget all gradients; what gets none is left alone by the next step."""
-        self._sgd.zero_grad(set_to_none=True)
+        for p in self.net.parameters():
+            p.grad = None
 
     def step(self, lr: float) -> Tensor | None:
         """Clip, take one step at learning rate `lr`, and return the gradient's norm before clipping (0-dim).
 
         None where no weight has a gradient.
         """
-        parameters = [p for p in self.net.parameters() if p.grad is not None]
-        if not parameters:
+        moved = {p: p.grad for p in self.net.parameters() if p.grad is not None}
+        if not moved:
             return None
-        for p in parameters:  # the fused kernel takes no mixture of parameters with momentum and without
-            if self.momentum and self._sgd.state[p].get("momentum_buffer") is None:
-                self._sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip if self.clip > 0 else torch.inf)
-        self._sgd.param_groups[0]["lr"] = lr
-        self._sgd.step()
+        norm = nn.utils.clip_grad_norm_(list(moved), self.clip if self.clip > 0 else torch.inf)
+        with torch.no_grad():
+            sgd(
+                list(moved),
+                list(moved.values()),
+                [self._momentum(p) for p in moved],
+                fused=True,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                lr=lr,
+                dampening=0.0,
+                nesterov=self.nesterov,
+                maximize=False,
+            )
         return norm
+
+    def _momentum(self, p: nn.Parameter) -> Tensor | None:
+        if self.momentum and p not in self._momenta:
+            self._momenta[p] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return self._momenta.get(p)
 
     def preview(self, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
         """Return by how much a step at `lr` would move each parameter, unclipped; nothing is moved.
@@ -61,18 +71,15 @@ class Weights:
         moves = []
         for p, grad in zip(self.net.parameters(), gradients, strict=True):
             slope = grad + self.weight_decay * p.detach()
-            buffer = self._sgd.state.get(p, {}).get("momentum_buffer")
+            buffer = self._momenta.get(p)
             velocity = slope if buffer is None else self.momentum * buffer + slope
             moves.append(-lr * (slope + self.momentum * velocity if self.nesterov else velocity))
         return moves
 
     def reconcile(self) -> None:
         """Drop parameters that the network no longer has; the others keep their momentum, by identity."""
-        alive = list(self.net.parameters())
-        known = {id(p) for p in alive}
-        for gone in [p for p in self._sgd.state if id(p) not in known]:
-            del self._sgd.state[gone]
-        self._sgd.param_groups[0]["params"] = alive
+        alive = set(self.net.parameters())
+        self._momenta = {p: buffer for p, buffer in self._momenta.items() if p in alive}
 
     def grow(self, before: Mapping[str, Tensor], grown: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take over a network whose parameters were resized: momentum is copied as the channels were.
@@ -90,15 +97,11 @@ class Weights:
 
     def state(self) -> dict[str, Tensor]:
         """Return momentum buffers by parameter name."""
-        return {
-            name: self._sgd.state[p]["momentum_buffer"]
-            for name, p in self.net.named_parameters()
-            if self._sgd.state.get(p, {}).get("momentum_buffer") is not None
-        }
+        return {name: self._momenta[p] for name, p in self.net.named_parameters() if p in self._momenta}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put momentum buffers back; the network must have been pruned as it was when they were saved."""
         for name, p in self.net.named_parameters():
             if name in state:
                 buffer = torch.empty_like(p, memory_format=torch.preserve_format)
-                self._sgd.state[p]["momentum_buffer"] = buffer.copy_(state[name])
+                self._momenta[p] = buffer.copy_(state[name])

@@ -1,14 +1,15 @@
 """What a network costs: parameters, MACs (one multiply and one add) and a measured latency.
 
 Costs of cell spaces are additive: a base for the skeleton plus one term per picked option. `option_costs` finds the
-terms by building one network with all options on the meta device, so that all 15,625 cells of NAS-Bench-201 are priced
-in a moment; `network_cost` prices a built network, and the two agree.
+terms by building one network with all options, so that all 15,625 cells of NAS-Bench-201 are priced in a moment;
+`network_cost` prices a built network, and the two agree. A batch without images goes through our own networks, which
+computes nothing; the meta device would do as well, but it loads torch's compiler, which takes over a second.
 """
 
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -64,12 +65,16 @@ def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
     return Cost(sum(p.numel() for p in net.parameters()), sum(macs_by_parameter(net, input_shape).values()))
 
 
+def _plain(space: Space, sizes: Config, input_shape: Shape, classes: int, options: Sequence[int]) -> PlainNetwork:
+    with torch.random.fork_rng(devices=[]):
+        return PlainNetwork(plain_trunk(space, sizes, input_shape, classes, options))
+
+
 @lru_cache(maxsize=64)
 def option_costs(space: Space, sizes: Config, input_shape: Shape, classes: int) -> OptionCosts:
-    """Return the additive costs of a space's options in the network of `sizes`; nothing is allocated."""
-    with torch.device("meta"):
-        net = PlainNetwork(plain_trunk(space, sizes, input_shape, classes, range(space.n_options)))
-    macs = macs_by_parameter(net, input_shape)
+    """Return the additive costs of a space's options in the network of `sizes`."""
+    net = _plain(space, sizes, input_shape, classes, range(space.n_options))
+    macs = macs_by_parameter(net, input_shape, images=0)
     if not space.additive:  # then at least what all of them together cost is known
         whole = Cost(sum(p.numel() for p in net.parameters()), sum(macs.values()))
         return OptionCosts(whole, (Cost(0, 0),) * space.n_options)
@@ -94,20 +99,19 @@ MANY = 64
 
 @lru_cache(maxsize=1024)
 def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    with torch.device("meta"):
-        net = PlainNetwork(plain_trunk(arch.space, sizes, input_shape, classes, arch.columns))
-    return network_cost(net, input_shape)
+    net = _plain(arch.space, sizes, input_shape, classes, arch.columns)
+    return Cost(sum(p.numel() for p in net.parameters()), sum(macs_by_parameter(net, input_shape, images=0).values()))
 
 
 @lru_cache(maxsize=1024)
 def _cut(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    with torch.random.fork_rng(devices=[]):  # not on the meta device, where a user's own code may not run
+    with torch.random.fork_rng(devices=[]):
         whole = network_of(arch.space, sizes, input_shape, classes)
     return network_cost(slice_inputs(whole, kept_by(arch)), input_shape)
 
 
 def architecture_cost(arch: Architecture, *, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    """Return parameters and MACs of an architecture's plain network; nothing is allocated."""
+    """Return parameters and MACs of an architecture's plain network."""
     if arch.space.skeleton in NETWORKS:
         return _cut(arch, sizes, input_shape, classes)
     if arch.space.n_options > MANY or not arch.space.additive:
