@@ -18,7 +18,7 @@ __all__ = ["Config", "check"]
 class Config(BaseModel):
     """A frozen set of named settings; unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
 C = TypeVar("C", bound=Config)

@@ -102,8 +102,8 @@ def test_a_search_ends_as_on_the_cpu_and_its_steps_keep_the_host_going(method, t
 def test_other_spaces_lie_on_the_card_too(space, tmp_path, monkeypatch, card):
     sizes = {"darts": {"channels": 4, "layers": 3}, "bayesnas-cell": {"channels": 4, "layers": 3}}.get(space)
     engine = make_engine(
-        tmp_path, method="bayesnas", space=space, source="digits", sizes=sizes, limit=100, device="cuda", epochs=1,
-        closing_epochs=0, batch_size=16,
+        tmp_path, method="bayesnas", space=space, source="digits", sizes=sizes, limit=80, device="cuda", epochs=1,
+        closing_epochs=0, batch_size=24, settings={"curvature_batches": 1},
     ).run()  # fmt: skip
     assert {t.device.type for t in (*engine.net.parameters(), *engine.net.buffers())} == {"cuda"}
     assert not [wait for wait in card.waits if "Engine._step" in wait.asked_by]

@@ -1,6 +1,6 @@
 import copy
 import math
-from functools import cache
+from functools import partial
 
 import pytest
 import torch
@@ -40,27 +40,23 @@ def resumable(method):
     return settings | ({"settings": {"alpha_lr": 0.1, "reopen_steps": 2}} if method == "bpnas" else {})
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The whole search of a method, run once."""
-    return cache(lambda method: make_engine(tmp_path_factory.mktemp(method), **resumable(method)).run())
+def _as_many(steps, n):
+    return len(steps) == n
 
 
-@pytest.mark.parametrize("stop_at", [1, 13, 18])
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.channels])
-def test_resume_is_bit_for_bit(tmp_path, unbroken, method, stop_at):
-    whole, settings = unbroken(method), resumable(method)
-    steps = []
-
-    def stop():
-        return len(steps) == stop_at
-
-    broken = make_engine(tmp_path, **settings, observer=Observer(on_step=steps.append, should_stop=stop))
-    with pytest.raises(Interrupted):
-        broken.run()
-    assert broken.place.steps == stop_at
-    resumed = make_engine(tmp_path, **settings).restore()
-    assert resumed.place.steps == stop_at
+def test_resume_is_bit_for_bit(tmp_path, method):
+    """Stopped after the first step, once pruned, and in its closing epochs: the same search as one that was not."""
+    settings = resumable(method)
+    whole = make_engine(tmp_path / "whole", **settings).run()
+    steps, resumed = [], None
+    for stop_at in (1, 13, 18):
+        stopping = Observer(on_step=steps.append, should_stop=partial(_as_many, steps, stop_at))
+        engine = make_engine(tmp_path / "broken", **settings, observer=stopping)
+        with pytest.raises(Interrupted):
+            (engine if resumed is None else engine.restore()).run()
+        resumed = make_engine(tmp_path / "broken", **settings).restore()
+        assert engine.place.steps == resumed.place.steps == stop_at
     same(whole, resumed.run())
     assert posterior_of(whole).to_json() == posterior_of(resumed).to_json()
 

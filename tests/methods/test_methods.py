@@ -43,7 +43,7 @@ def test_training_weights_alone_does_not_find_it(tmp_path):
     right = 0
     for seed in range(12):
         engine = make_engine(
-            tmp_path / str(seed), method="drnas", seed=seed, epochs=12, settings={"alpha_lr": 1e-12}
+            tmp_path / str(seed), method="drnas", seed=seed, epochs=3, settings={"alpha_lr": 1e-12}
         ).run()
         right += str(posterior_of(engine).mode()) == PLANTED
     assert right <= 3  # chance is 1 in 27; 4 or more of 12 by chance: below 1e-3

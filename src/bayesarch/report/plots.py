@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,7 +12,19 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from bayesarch.report.amounts import tick
 
-__all__ = ["candidates", "cell", "costs", "heatmap", "intervals", "learning", "pareto", "pruning", "quiet", "svg"]
+__all__ = [
+    "amounts",
+    "candidates",
+    "cell",
+    "costs",
+    "heatmap",
+    "intervals",
+    "learning",
+    "pareto",
+    "pruning",
+    "quiet",
+    "svg",
+]
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#2f6f8f", "#c8553d"
 
@@ -39,12 +51,20 @@ def quiet(axes: Axes) -> None:
 
 def costs(axes: Axes) -> None:
     """Label costs on the x axis with prefixes, logarithmically where they differ threefold; call it last."""
-    low, high = axes.dataLim.intervalx
+    amounts(axes, "x")
+
+
+def amounts(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Label amounts on an axis with prefixes, logarithmically where they differ threefold; call it last."""
+    axis, (low, high) = {
+        "x": (axes.xaxis, axes.dataLim.intervalx),
+        "y": (axes.yaxis, axes.dataLim.intervaly),
+    }[which]
     if 0 < 3 * low <= high:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+        axes.set(**{f"{which}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(lambda value, _: tick(value))
 
 
 def heatmap(weights: Mapping[str, Mapping[str, float]], edges: Records, word: str) -> str:
@@ -260,7 +280,7 @@ def learning(metrics: Records) -> str:
     ):
         known = [m for m in metrics if m.get(key) is not None]
         left.plot([m["steps"] for m in known], [m[key] for m in known], color=colour, label=label, linewidth=1.3)
-    left.set_yscale("log")
+    amounts(left, "y")
     left.set_xlabel("steps", fontsize=9)
     left.set_ylabel("cross-entropy, nats", fontsize=9)
     left.legend(frameon=False, fontsize=8)
