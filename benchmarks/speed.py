@@ -55,9 +55,13 @@ def print_peak(which: str, given: Mapping[str, Any]) -> None:
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))
     before = kib("VmRSS")
     case = Case(given)
-    step = case.ours() if which == "ours" else case.published()
+    if which.startswith("fused"):
+        case.net.fuse()
+    step = case.published() if which == "published" else case.ours()
     if which == "published":
         del case.net
+    if which.endswith("bf16"):
+        step = _in_bf16(step)
     step()
     step()
     print((kib("VmHWM") - before) / 1024)
@@ -78,7 +82,7 @@ def step_row(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str, Any]:
-    """Return our step in bf16, and with compiled regions, against the published step in fp32.
+    """Return our step with compiled regions, and in bf16, against the published step in fp32.
 
     The compiler begins with an empty folder; what it takes until both passes have run once stands beside its figure.
     """
@@ -99,6 +103,28 @@ def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str,
             compiling = {}
         steps = in_turn(works, nets[name]["rounds"], "published")
         found[name] = {"given": dict(nets[name]), "steps": steps, **compiling}
+    return {"of": found}
+
+
+def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return our step with sums by kernels of ours, in fp32 and bf16, against the published step in fp32, and peaks.
+
+    The kernels are compiled before, which takes some seconds once on a machine.
+    """
+    found: dict[str, Any] = {}
+    for name, given in nets.items():
+        plain, fused = Case(given), Case(given)
+        fused.net.fuse()
+        works = {
+            "published": plain.published(),
+            "ours": plain.ours(),
+            "ours, bf16": _in_bf16(plain.ours()),
+            "fused": fused.ours(),
+            "fused, bf16": _in_bf16(fused.ours()),
+        }
+        steps = in_turn(works, given["rounds"], "published")
+        memory = {which: peak_of(which, name, given) for which in ("published", "ours", "fused", "fused, bf16")}
+        found[name] = {"given": dict(given), "steps": steps, "peak_mib": memory}
     return {"of": found}
 
 
@@ -310,7 +336,7 @@ def main() -> None:
     parser.add_argument("--row", action="append")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--peak", choices=["ours", "published"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=["ours", "published", "fused", "fused, bf16"], help=argparse.SUPPRESS)
     parser.add_argument("--given", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -319,6 +345,7 @@ def main() -> None:
     nets = SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
+        "fused": lambda: fused_row(nets),
         "ways": lambda: ways_row(nets, short=arguments.short),
         "search": lambda: search_row(arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),

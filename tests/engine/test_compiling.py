@@ -1,13 +1,14 @@
-"""engine.compile: the same search, and a clear word where it cannot be."""
+"""engine.compile and engine.fused: the same search, and a clear word where it cannot be."""
 
 import pytest
 import torch
 
 import bayesarch as ba
-from bayesarch.engine import Observer
-from bayesarch.engine.compiling import compile_cells
+from bayesarch.engine import EngineConfig, Observer
+from bayesarch.engine.compiling import check_ways, take_way
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
+from bayesarch.nets.kernels import library, rows
 from helpers import make_engine
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 300, "method": "bpnas"}
@@ -59,12 +60,56 @@ def test_weights_are_constants_in_passes_for_gates_alone(method, tmp_path):
 
 
 def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
-    engine = make_engine(tmp_path, epochs=1, **SMALL)
+    engine, asked = make_engine(tmp_path, epochs=1, **SMALL), EngineConfig(compile=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler, and no-such-compiler was not found"):
-        compile_cells(engine.net, torch.device("cpu"))
+        take_way(engine.net, asked, torch.device("cpu"))
     with pytest.raises(DeviceError, match="no-such-compiler"):
         ba.search("digits", limit=200, out=tmp_path / "run", set={"engine.compile": True})
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match=r"supernets of operations"):
-        compile_cells(torch.nn.Linear(1, 1), torch.device("cpu"))
+    monkeypatch.delenv("CXX")
+    for way in ("compile", "fused"):
+        with pytest.raises(ConfigError, match=rf"engine\.{way} is for supernets of operations"):
+            take_way(torch.nn.Linear(1, 1), EngineConfig(**{way: True}), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("method", ["bpnas", "gdas", "bayesnas", "darts-2nd", "pcdarts"])
+def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypatch):
+    """Up to rounding, while kernels compute; and twice the same to the bit."""
+    settings, sums = {"bayesnas": {"rounds": 1}, "bpnas": {"reopen_steps": 0}}.get(method, {}), []
+    whole = rows._Sum.forward
+    monkeypatch.setattr(rows._Sum, "forward", staticmethod(lambda *words: sums.append(1) or whole(*words)))
+    found, records = [], []
+    for number, fuses in enumerate((False, True, True)):
+        engine = make_engine(
+            tmp_path / str(number),
+            **SMALL | {"method": method},
+            epochs=1,
+            closing_epochs=0,
+            settings=settings,
+            fused=fuses,
+            observer=Observer(on_round=records.append),
+        ).run()
+        found.append([engine.method.gates(engine.state), *engine.net.state_dict().values()])
+        assert bool(sums) == fuses
+    assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))
+    for a, b in zip(found[0], found[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3)
+    losses = [record["weights_loss"] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_what_cannot_be_fused_says_so(tmp_path, monkeypatch):
+    for config, device, processes, said in (
+        (EngineConfig(fused=True, compile=True), "cpu", 1, "two ways to compute the same"),
+        (EngineConfig(fused=True), "cuda", 1, "for the CPU, and the device is cuda"),
+        (EngineConfig(fused=True), "cpu", 2, "several processes"),
+    ):
+        with pytest.raises((ConfigError, DeviceError), match=said):
+            check_ways(config, torch.device(device), processes)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    library.cache_clear()
+    with pytest.raises(DeviceError, match="needs a C compiler, and no-such-compiler was not found"):
+        ba.search("digits", limit=200, out=tmp_path / "run", set={"engine.fused": True})
+    library.cache_clear()
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,8 @@ from bayesarch.engine.checkpoint import load_checkpoint as load_checkpoint
 from bayesarch.engine.checkpoint import pack as pack
 from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
 from bayesarch.engine.checkpoint import unpack as unpack
-from bayesarch.engine.compiling import check_compiler as check_compiler
+from bayesarch.engine.compiling import check_ways as check_ways
+from bayesarch.engine.compiling import take_way as take_way
 from bayesarch.engine.conditionals import conditional_losses as conditional_losses
 from bayesarch.engine.curvature import Curvature as Curvature
 from bayesarch.engine.curvature import gate_curvature as gate_curvature
@@ -96,7 +97,7 @@ __all__ = [
     "batch_loss",
     "batch_statistics",
     "can_stack",
-    "check_compiler",
+    "check_ways",
     "conditional_losses",
     "curved_parameters",
     "cut_of_round",
@@ -115,6 +116,7 @@ __all__ = [
     "save_checkpoint",
     "score",
     "switch_curvature",
+    "take_way",
     "threads_are_told",
     "unpack",
     "weight_curvature",

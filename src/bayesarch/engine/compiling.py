@@ -1,4 +1,4 @@
-"""Cells whose regions are compiled, and what that needs."""
+"""Other ways to compute what leaves a node of a supernet: compiled, or by kernels of ours; and what these need."""
 
 import importlib.util
 import os
@@ -6,10 +6,48 @@ import shutil
 
 import torch
 
+from bayesarch.engine.place import EngineConfig
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
+from bayesarch.nets.kernels import library
 
-__all__ = ["check_compiler", "compile_cells"]
+__all__ = ["check_ways", "take_way"]
+
+
+def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -> None:
+    """Look for what the settings ask for, before anything is written.
+
+    Raises:
+        ConfigError: if two ways are asked for at once, or kernels of ours where several processes share the batch.
+        DeviceError: if there is no compiler, or the device is not the right one.
+    """
+    if config.compile and config.fused:
+        raise ConfigError("engine.compile and engine.fused are two ways to compute the same; set one of them")
+    if config.compile:
+        check_compiler(device)
+    if config.fused:
+        if processes > 1:
+            raise ConfigError("engine.fused takes the moments of its own examples, and several processes share theirs")
+        if device.type != "cpu":
+            raise DeviceError(f"engine.fused is for the CPU, and the device is {device}; leave it off")
+        library()
+
+
+def take_way(net: Supernet, config: EngineConfig, device: torch.device, processes: int = 1) -> None:
+    """Let a supernet's cells compute as the settings say.
+
+    Raises:
+        ConfigError: as `check_ways`; and if it is no supernet of operations.
+        DeviceError: as `check_ways`.
+    """
+    check_ways(config, device, processes)
+    for asked, name in ((config.compile, "compile"), (config.fused, "fused")):
+        if asked and not isinstance(net, Supernet):
+            raise ConfigError(f"engine.{name} is for supernets of operations; leave it off where channels are searched")
+    if config.compile:
+        net.compile_regions()
+    if config.fused:
+        net.fuse()
 
 
 def check_compiler(device: torch.device) -> None:
@@ -26,16 +64,3 @@ def check_compiler(device: torch.device) -> None:
             f"engine.compile needs a C++ compiler, and {compiler} was not found; install one (Debian: g++), "
             "set CXX, or leave engine.compile off"
         )
-
-
-def compile_cells(net: Supernet, device: torch.device) -> None:
-    """Compile what leaves each node of a supernet's cells, when it is first trained.
-
-    Raises:
-        ConfigError: if it is no supernet of operations.
-        DeviceError: as `check_compiler`.
-    """
-    if not isinstance(net, Supernet):
-        raise ConfigError("engine.compile is for supernets of operations; leave it off where channels are searched")
-    check_compiler(device)
-    net.compile_regions()

@@ -23,7 +23,7 @@ from torch import Tensor
 from bayesarch.data import Feeder, Split
 from bayesarch.engine.allowance import Allowance
 from bayesarch.engine.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
-from bayesarch.engine.compiling import compile_cells
+from bayesarch.engine.compiling import take_way
 from bayesarch.engine.device import autocast
 from bayesarch.engine.joint import World
 from bayesarch.engine.memory import SCORED, economise
@@ -87,8 +87,7 @@ class Engine:
             )
         self.world.share(net)
         economise(net, recompute=config.recompute, parts=config.parts)
-        if config.compile:
-            compile_cells(net, self.device)
+        take_way(net, config, self.device, self.world.size)
         self.weights = Weights(
             net,
             momentum=config.momentum,

@@ -64,6 +64,9 @@ class EngineConfig(Config):
     compile: bool = False
     """Whether what leaves each node is compiled, once for all copies of a cell; on a CPU by a C++ compiler. First
     steps, and those after a pruning, then take up to minutes: for searches of thousands of steps (docs/speed.md)."""
+    fused: bool = False
+    """Whether gates, norms and sums of a supernet's cells are computed by kernels of ours, on a CPU, compiled in some
+    seconds by a C compiler and kept: faster, the more so in bf16, and up to rounding the same (docs/speed.md)."""
     memory_limit: float | None = Field(default=None, gt=0)
     """Most memory a search may take beside Python and torch, in MiB; null: no limit. What keeps it is chosen before the
     search and printed; see docs/first-steps.md."""

@@ -17,6 +17,7 @@ from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
+from bayesarch.nets.kernels import Part, parts_of
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
@@ -47,8 +48,8 @@ def node_order(space: Space, cell: str) -> list[str]:
 class Leaves:
     """What leaves one node."""
 
-    free: list[tuple[int, str, Callable[[Tensor], Tensor]]]
-    """(flat option, target node, function) of the options without weights."""
+    free: list[tuple[int, str, Operation]]
+    """(flat option, target node, operation) of the options without weights."""
     stacks: list[str]
     """Keys of its convolutions."""
 
@@ -91,7 +92,7 @@ class MixedCell(nn.Module):
 
     def _tell(self) -> None:
         for node in self.order:
-            free = [(g, t, op.free) for g, t, op in self._options(node) if op.free is not None and g in self.present]
+            free = [(g, t, op) for g, t, op in self._options(node) if op.free is not None and g in self.present]
             self.leaves[node] = Leaves(free, [key for key in self.stacks if key.split("_")[0] == node])
 
     def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
@@ -214,8 +215,9 @@ class MixedCell(nn.Module):
         pieces: list[tuple[str, Piece]] = []
         shared: dict[Callable[[Tensor], Tensor], Tensor] = {}
         leaves = self.leaves[node]
-        for g, target, free in leaves.free:
-            if active is not None and g not in active:
+        for g, target, op in leaves.free:
+            free = op.free
+            if free is None or (active is not None and g not in active):
                 continue
             if free not in shared:
                 shared[free] = free(h)
@@ -226,6 +228,23 @@ class MixedCell(nn.Module):
             for key in leaves.stacks:
                 pieces.extend(self.stacks[key](rectified, gates, active))
         return pieces
+
+    def parting(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Part]]:
+        """Return the same as parts of sums; arguments as of `leaving`, gates of shape (1, G)."""
+        leaves = self.leaves[node]
+        parts: list[tuple[str, Part]] = []
+        users: dict[Callable[[Tensor], Tensor], list[tuple[int, str]]] = {}
+        for g, target, op in leaves.free:
+            if op.free is not None and (active is None or g in active):
+                users.setdefault(op.fused or op.free, []).append((g, target))
+        for free, mine in users.items():
+            (made,) = parts_of(free(h), gates, [[g for g, _ in mine]], None)
+            parts.extend(zip([target for _, target in mine], made, strict=True))
+        if leaves.stacks:
+            rectified = torch.relu(h)
+            for key in leaves.stacks:
+                parts.extend(self.stacks[key].parting(rectified, gates, active))  # type: ignore[operator]
+        return parts
 
 
 class PlainCell(nn.Module):

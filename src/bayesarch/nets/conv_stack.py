@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesarch.nets.kernels import Norm, Part, parts_of
+
 __all__ = ["ConvStack", "Growth"]
+
+EPS = 1e-5
+"""Added to variances, as in `torch.nn.BatchNorm2d`."""
 
 Growth = tuple[Tensor, Tensor]
 """Which old output and input channel each channel of a widened convolution is a copy of, shapes (w,) and (w,)."""
@@ -88,24 +93,48 @@ class ConvStack(nn.Module):
             gates: shape (B or 1, G).
             active: flat options to compute; None: all that are live.
         """
-        rows = [row for row, c in enumerate(self.columns) if active is None or c in active]
+        rows = self._rows(active)
         if not rows:
             return []
         partial = len(rows) < len(self.columns)
-        weights = [self.weights[str(self.columns[row])] for row in rows]
-        mean = self.running_mean[rows] if partial else self.running_mean
-        var = self.running_var[rows] if partial else self.running_var
+        y, mean, var = self._begun(h, rows)
         scale = gates[:, self.columns_index[rows] if partial else self.columns_index]
         shared = gates.shape[0] == 1
-        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.padding)
         # contiguous(): for one row reshape gives a view of stride 0, past which torch's batch-norm backward reads
         folded = scale[0].unsqueeze(1).expand(-1, self.channels).reshape(-1).contiguous() if shared else None
-        y = F.batch_norm(y, mean.view(-1), var.view(-1), folded, None, training=self.training, momentum=self.momentum)
+        y = F.batch_norm(
+            y, mean.view(-1), var.view(-1), folded, None, training=self.training, momentum=self.momentum, eps=EPS
+        )
         if partial and self.training:
-            with torch.no_grad():
-                self.running_mean[rows] = mean
-                self.running_var[rows] = var
+            self._moved(rows, mean, var)
         pieces = y.split(self.channels, 1) if len(rows) > 1 else (y,)
         if not shared:
             pieces = tuple(piece * scale[:, k, None, None, None] for k, piece in enumerate(pieces))
         return [(self.targets[row], piece) for row, piece in zip(rows, pieces, strict=True)]
+
+    def parting(self, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Part]]:
+        """Return the same as parts of sums, in training; arguments as of `forward`, gates of shape (1, G)."""
+        rows = self._rows(active)
+        if not rows:
+            return []
+        y, mean, var = self._begun(h, rows)
+        norm = Norm(mean.view(-1), var.view(-1), self.momentum, EPS)
+        parts = parts_of(y, gates, [(self.columns[row],) for row in rows], norm)
+        if len(rows) < len(self.columns):
+            self._moved(rows, mean, var)
+        return [(self.targets[row], mine[0]) for row, mine in zip(rows, parts, strict=True)]
+
+    def _rows(self, active: frozenset[int] | None) -> list[int]:
+        return [row for row, c in enumerate(self.columns) if active is None or c in active]
+
+    def _begun(self, h: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the convolutions side by side, and their running moments: copies where not all are computed."""
+        weights = [self.weights[str(self.columns[row])] for row in rows]
+        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.padding)
+        if len(rows) == len(self.columns):
+            return y, self.running_mean, self.running_var
+        return y, self.running_mean[rows], self.running_var[rows]
+
+    def _moved(self, rows: list[int], mean: Tensor, var: Tensor) -> None:
+        with torch.no_grad():
+            self.running_mean[rows], self.running_var[rows] = mean, var

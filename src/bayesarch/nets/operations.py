@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError, nearest
+from bayesarch.nets.kernels import box_mean
 from bayesarch.nets.pointwise import pixels_first
 
 __all__ = ["OPERATIONS", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
@@ -34,6 +35,8 @@ class Operation:
     """Whether that block is 1 x k, along the only axis of a series."""
     free: Callable[[Tensor], Tensor] | None = None
     """A function of the source node's features that has no weights, or None."""
+    fused: Callable[[Tensor], Tensor] | None = None
+    """The same function by a kernel of ours, for the CPU, or None."""
     make: Callable[[int, int, bool], nn.Module] | None = None
     """(channels, stride, affine norms) -> a module; None: made of the fields above, at stride 1 only."""
 
@@ -178,7 +181,9 @@ OPERATIONS: dict[str, Operation] = {
     "skip_connect": Operation(free=_identity, make=_skip),
     "nor_conv_1x1": Operation(kernel=1),
     "nor_conv_3x3": Operation(kernel=3),
-    "avg_pool_3x3": Operation(free=_avg_pool_3x3, make=lambda c, s, a: _pool(nn.AvgPool2d, s, count_include_pad=False)),
+    "avg_pool_3x3": Operation(
+        free=_avg_pool_3x3, fused=box_mean, make=lambda c, s, a: _pool(nn.AvgPool2d, s, count_include_pad=False)
+    ),
     "nor_conv_1": Operation(kernel=1, series=True),
     "nor_conv_3": Operation(kernel=3, series=True),
     "avg_pool_3": Operation(free=_avg_pool_3),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets.depthwise import depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
+from bayesarch.nets.kernels import Norm, box_mean, parts_of
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.spaces import Space
@@ -105,11 +106,27 @@ class Options(nn.Module):
                 for g, target in used:
                     yield target, module(h * _gate(gates, g, h.ndim))
                 continue
-            out = module(h) if gates is None else begun.finished(module)
+            out = module(h) if gates is None else begun.finished(_layers(module))
             if self.drop is not None and self.training and out is not h:
                 out = self.drop(out)
             for g, target in used:
                 yield target, out if gates is None else (out, _gate(gates, g, out.ndim))
+
+    def parting(
+        self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None
+    ) -> Iterator[tuple[str, Piece]]:
+        """Yield the same as parts of sums, in training; arguments as of `leaving`, gates of shape (1, G)."""
+        if self.gates_first:
+            yield from self.leaving(node, h, gates, active)
+            return
+        begun = _Begun(h, fused=True)
+        for key, (source, users) in self.wiring.items():
+            used = [(g, target) for g, target in users if active is None or g in active]
+            if source != node or not used:
+                continue
+            layers, norm = _ending(self.modules_of[key])
+            (parts,) = parts_of(begun.finished(layers), gates, [[g for g, _ in used]], norm)
+            yield from zip([target for _, target in used], parts, strict=True)
 
     def hand_over(self, other: "Options") -> None:
         """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""
@@ -123,18 +140,18 @@ class _Begun:
 
     Args:
         h: features of the node, shape (B, C, H, W).
+        fused: whether kernels of ours may compute them.
     """
 
-    def __init__(self, h: Tensor) -> None:
-        self.h = h
+    def __init__(self, h: Tensor, *, fused: bool = False) -> None:
+        self.h, self.fused = h, fused
         self._rectified: Tensor | None = None
         self._normalised: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
 
-    def finished(self, module: nn.Module) -> Tensor:
-        """Return an option's output."""
-        first, second = (*module, None)[:2] if isinstance(module, nn.Sequential) else (None, None)
-        layers: list[nn.Module] = list(module) if isinstance(module, nn.Sequential) else [module]
+    def finished(self, layers: list[nn.Module]) -> Tensor:
+        """Return what an option's layers give."""
+        first, second = (*layers, None, None)[:2]
         out = self.h
         if isinstance(first, nn.ReLU):
             if self._rectified is None:
@@ -143,7 +160,10 @@ class _Begun:
         elif isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
             out, layers = self._of_norm(first), layers[2:]
         for layer in layers:
-            out = depthwise(out, layer) if is_depthwise(layer) and layer.dilation[0] > 1 else layer(out)
+            if is_depthwise(layer) and layer.dilation[0] > 1:
+                out = depthwise(out, layer)
+            else:
+                out = box_mean(out) if self.fused and _is_box_mean(layer) else layer(out)
         return out
 
     def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
@@ -160,6 +180,30 @@ class _Begun:
             norm.running_var.lerp_(self._batch[1], norm.momentum or 0.0)
             norm.num_batches_tracked.add_(1)
         return self._normalised
+
+
+def _is_box_mean(layer: nn.Module) -> bool:
+    known = (3, 1, 1, False, False, None)
+    return isinstance(layer, nn.AvgPool2d) and known == (
+        layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad, layer.ceil_mode, layer.divisor_override
+    )  # fmt: skip
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, nn.Sequential) else [module]
+
+
+def _ending(module: nn.Module) -> tuple[list[nn.Module], Norm | None]:
+    """Return an option's layers without the norm that it ends with, and that norm, which has been told of a batch."""
+    layers = _layers(module)
+    last = layers[-1]
+    if not isinstance(last, nn.BatchNorm2d) or last.affine or last.momentum is None or not last.training:
+        return layers, None
+    assert last.running_mean is not None
+    assert last.running_var is not None
+    assert last.num_batches_tracked is not None
+    last.num_batches_tracked.add_(1)
+    return layers[:-1], Norm(last.running_mean, last.running_var, last.momentum, last.eps)
 
 
 def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:

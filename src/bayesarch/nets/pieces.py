@@ -5,22 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bayesarch.nets.kernels import Part, sum_of
+
 __all__ = ["Piece", "mixed", "total"]
 
-Piece = Tensor | tuple[Tensor, Tensor]
-"""What one option brings to a node: features, or features and the gate that they are multiplied by."""
+Piece = Tensor | tuple[Tensor, Tensor] | Part
+"""What one option brings to a node: features, features and the gate that they are multiplied by, or a kernel's part."""
 
 
 def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
     """Return the sum of gated pieces, as `total` does; partial sums are added to in place, which nothing else holds.
 
     Args:
-        parts: features, or (features, gate) for their product, which is then never made.
+        parts: features, or (features, gate) for their product, which is then never made; or parts of kernels.
         like: features of the node's shape.
     """
     if not parts:
         return torch.zeros_like(like)
-    first, *others = parts
+    of_kernels = [part for part in parts if isinstance(part, Part)]
+    if of_kernels:
+        return sum_of(of_kernels)
+    first, *others = (part for part in parts if not isinstance(part, Part))
     whole = first if isinstance(first, Tensor) else first[0] * first[1]
     own = not isinstance(first, Tensor)
     for part in others:

@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bayesarch.nets.kernels import fits
 from bayesarch.nets.pieces import Piece, mixed
 
-__all__ = ["Leaving", "Region", "Regional", "as_they_are", "compiled", "summed"]
+__all__ = ["Leaving", "Region", "Regional", "as_they_are", "compiled", "fused", "summed"]
 
 Active = frozenset[int] | None
 
@@ -28,6 +29,9 @@ class Leaving(Protocol):
 
     def leaving(self, node: str, h: Tensor, gates: Any, active: Active) -> Iterable[tuple[str, Piece]]:
         """Return (target node, gated output) of every option that leaves `node`, whose features are `h`."""
+
+    def parting(self, node: str, h: Tensor, gates: Tensor, active: Active) -> Iterable[tuple[str, Piece]]:
+        """Return the same as parts of sums, which kernels of ours compute."""
 
 
 Region = Callable[[Leaving, str, Tensor, Any, Active], Iterable[tuple[str, Piece]]]
@@ -45,6 +49,13 @@ class Regional(Protocol):
 def as_they_are(options: Leaving, node: str, h: Tensor, gates: Any, active: Active) -> Iterable[tuple[str, Piece]]:
     """Return the gated pieces one by one; the target sums them."""
     return options.leaving(node, h, gates, active)
+
+
+def fused(options: Leaving, node: str, h: Tensor, gates: Any, active: Active) -> Iterable[tuple[str, Piece]]:
+    """Return parts of the target's sum while options are trained under gates that examples share; pieces elsewhere."""
+    if gates is None or not options.training or not fits(h, gates):
+        return options.leaving(node, h, gates, active)
+    return options.parting(node, h, gates, active)
 
 
 def summed(options: Leaving, node: str, h: Tensor, gates: Tensor) -> list[tuple[str, Piece]]:

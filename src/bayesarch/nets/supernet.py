@@ -18,8 +18,9 @@ from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.cost import option_costs
+from bayesarch.nets.kernels import library
 from bayesarch.nets.plain import PlainNetwork, build, skeleton_of, tidy_sizes, trunk_of
-from bayesarch.nets.regions import Regional, compiled
+from bayesarch.nets.regions import Region, Regional, compiled, fused
 from bayesarch.nets.skeletons import Shape, walk
 from bayesarch.spaces import Architecture, Space
 
@@ -155,10 +156,22 @@ class Supernet(nn.Module):
         Raises:
             ConfigError: if the cells have no regions (those of a table's space).
         """
+        self._take_region(compiled(**how), "engine.compile")
+
+    def fuse(self) -> None:
+        """Compute gated sums by kernels of ours, on a CPU, where the supernet is trained.
+
+        Raises:
+            ConfigError: if the cells have no regions (those of a table's space).
+            DeviceError: if the kernels are not compiled here.
+        """
+        library()
+        self._take_region(fused, "engine.fused")
+
+    def _take_region(self, region: Region, setting: str) -> None:
         cells = [cell for cell in self.cells() if isinstance(cell, Regional)]
         if not cells:
-            raise ConfigError(f"nothing in space {self.space.name!r} is compiled; leave engine.compile off")
-        region = compiled(**how)
+            raise ConfigError(f"space {self.space.name!r} has no cells of operations; leave {setting} off")
         for cell in cells:
             cell.region = region
 

@@ -18,6 +18,8 @@ HEAP, LIBRARIES = 3.0, 180 * 2**20
 """The same where they lie in the heap: 1.2 to 3.4 times and 150 MiB were measured."""
 TIGHT, ABOUT = 1.7, 200 * 2**20
 """The same in a tight heap (`workflows.heap`)."""
+COMPILER = 70 * 2**20
+"""Of the bytes beside: torch's compiler, which torch loads where cells are computed twice, and nothing else does."""
 CARD = 1.15
 """The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
 
@@ -40,19 +42,21 @@ def mebibytes(text: str | None, flag: str) -> float | None:
         raise ConfigError(f"{flag} takes a size such as 900M or 4G; got {text!r}") from None
 
 
-def resident(tensors: int, device: torch.device, *, paged: bool) -> float:
+def resident(tensors: int, device: torch.device, *, paged: bool, recomputed: bool) -> float:
     """Return how many bytes a process takes at most for so many bytes of tensors, beside Python and torch.
 
     Args:
         tensors: bytes alive at once.
         device: where they lie.
         paged: whether large ones have pages of their own.
+        recomputed: whether cells are computed twice.
     """
     if device.type == "cuda":
         return CARD * tensors
+    saved = 0 if recomputed else COMPILER
     if paged:
-        return PAGES * tensors + BESIDE
-    return TIGHT * tensors + ABOUT if heap_is_tight() else HEAP * tensors + LIBRARIES
+        return PAGES * tensors + BESIDE - saved
+    return (TIGHT * tensors + ABOUT if heap_is_tight() else HEAP * tensors + LIBRARIES) - saved
 
 
 def fitted(job: Job) -> Job:
@@ -83,7 +87,7 @@ def fitted(job: Job) -> Job:
         except ConfigError:  # a network of channels holds what it holds
             break
         batch = trial.setting.batch_size
-        needs = resident(trial.memory(), job.device, paged=paged) / 2**20
+        needs = resident(trial.memory(), job.device, paged=paged, recomputed=recompute or parts > 1) / 2**20
         if needs <= engine.memory_limit:
             return candidate
         least = min(least, needs)

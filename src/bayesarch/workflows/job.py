@@ -27,7 +27,7 @@ from bayesarch.engine import (
     Observer,
     Setting,
     World,
-    check_compiler,
+    check_ways,
     own_pages,
     resolve_device,
     working_threads,
@@ -190,8 +190,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
             f"the method was made for space {settings.method.space.name!r}, the search is in {settings.space.name!r}"
         )
     on = resolve_device(settings.device)
-    if settings.engine.compile:
-        check_compiler(on)
+    check_ways(settings.engine, on)
     examples = _examples(data, settings)
     partition = split(examples, settings.data)
     n_training = sum(size for name, size in partition.sizes.items() if name != "test")
@@ -199,6 +198,7 @@ def prepare(  # noqa: PLR0913 - the public face has one keyword per flag
     settings = _closed(settings, examples)
     splits = splits_on(examples, partition, SEARCH_SPLITS, config=settings.data, device=on)
     world = World.join(on)
+    check_ways(settings.engine, on, world.size)
     if world.size > 1 and settings.repeats > 1:
         raise ConfigError(
             f"repeats={settings.repeats} are processes of their own: start them without torchrun, "

@@ -20,6 +20,7 @@ from bayesarch.engine import (
     autocast,
     economise,
     partial_of,
+    take_way,
 )
 from bayesarch.functional import Streams
 from bayesarch.nets import Supernet
@@ -88,6 +89,8 @@ class Trial:
         net.resize(partial_of(self.state), generator=self.streams["init/resize"])
         net.prune(self.state.live)
         economise(net, recompute=config.recompute, parts=config.parts)
+        if config.fused:  # programs of a compiler would take longer to make than they are used here
+            take_way(net, config, setting.device)
         self.weights = Weights(
             net, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, clip=config.clip
         )

@@ -1,0 +1,84 @@
+"""The kernels' library: compiled once for a processor and a compiler, and kept in the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bayesarch.errors import DeviceError
+
+__all__ = ["library"]
+
+SOURCES = ("rows.c", "rows.h")
+FLAGS = "-O3 -march=native -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
+WAYS = ("-fopenmp -mprefer-vector-width=512", "-fopenmp", "")
+"""What is tried, the best first: not all compilers have threads or know how wide registers are."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the library, compiled if need be, which takes some seconds.
+
+    The compiler is `CC`, or cc. Its threads are those of torch, whose OpenMP is loaded already.
+
+    Raises:
+        DeviceError: if there is no C compiler, or it does not compile the kernels; with what it said.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise DeviceError(
+            f"engine.fused needs a C compiler, and {compiler[0]} was not found; install one (Debian: gcc), "
+            "set CC, or leave engine.fused off"
+        )
+    here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
+    made_of = [(here / name).read_bytes() for name in SOURCES]
+    made_of += [version.stdout, _processor(), FLAGS.encode(), torch.__version__.encode()]
+    name = f"rows-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    path = _cache() / name
+    if not path.exists():
+        _compile(compiler, here / SOURCES[0], path)
+    return ctypes.CDLL(str(path))
+
+
+def _processor() -> bytes:
+    """Return what -march=native depends on."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {platform.processor()} {flags}".encode()
+
+
+def _cache() -> Path:
+    """Return a folder that can be written to."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bayesarch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="bayesarch-"))
+
+
+def _compile(compiler: list[str], source: Path, path: Path) -> None:
+    """Compile to a file that is there whole or not at all."""
+    said = ""
+    for way in WAYS:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as part:
+            words = [*compiler, *FLAGS.split(), *way.split(), "-o", part.name, str(source), "-lm"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            Path(part.name).replace(path)
+            return
+        Path(part.name).unlink(missing_ok=True)
+        said = done.stderr
+    raise DeviceError(
+        f"engine.fused: {compiler[0]} does not compile {source.name}: {said.strip()[-500:]}; leave engine.fused off"
+    )

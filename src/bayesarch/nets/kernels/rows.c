@@ -1,0 +1,58 @@
+/* Passes over rows of channels that a gated sum and its gradients need, in as few readings of memory as there can be.
+
+   A tensor of shape (B, C, H, W) with its channels last is B H W rows of C values: row r begins at x + r * step, where
+   step is at least C. This file takes `rows.h` once for each type: float, double, and bf16 (16 bits, computed in float).
+   Rows are dealt out to threads in equal parts, and sums of parts are added in the order of the threads, so that runs on
+   equally many threads are equal to the bit. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK 16  /* channels that are taken together: what the widest registers hold */
+#define CHUNK 128 /* rows that are summed in the working type before they go to a sum in double */
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(f) JOIN(f, SUFFIX)
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float floats __attribute__((vector_size(4 * BLOCK)));
+typedef double doubles __attribute__((vector_size(8 * BLOCK)));
+typedef uint32_t words __attribute__((vector_size(4 * BLOCK)));
+typedef uint16_t halves __attribute__((vector_size(2 * BLOCK)));
+
+INLINE floats widened(halves x) { return (floats)(__builtin_convertvector(x, words) << 16); }
+
+INLINE halves narrowed(floats y) { /* to the nearest, ties to even */
+  words bits = (words)y, near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, number = (words)(y == y);
+  return __builtin_convertvector((near & number) | (0x7fc0 & ~number), halves);
+}
+
+#define T float
+#define ROW floats
+#define V floats
+#define A float
+#define SUFFIX f32
+#define WIDE(x) (x)
+#define NARROW(y) (y)
+#include "rows.h"
+
+#define T double
+#define ROW doubles
+#define V doubles
+#define A double
+#define SUFFIX f64
+#define WIDE(x) (x)
+#define NARROW(y) (y)
+#include "rows.h"
+
+#define T uint16_t
+#define ROW halves
+#define V floats
+#define A float
+#define SUFFIX bf16
+#define WIDE(x) widened(x)
+#define NARROW(y) narrowed(y)
+#include "rows.h"
