@@ -4,13 +4,16 @@ import itertools
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.errors import DeviceError
 from bayesarch.nets import Supernet
+from bayesarch.nets.depthwise import fused_depthwise, is_depthwise
 from bayesarch.nets.kernels import Norm, box_mean, build, fits, library, parts_of, sum_of
 from bayesarch.nets.operations import OPERATIONS
 from bayesarch.spaces import SPACES
@@ -164,6 +167,62 @@ def test_windows_are_those_of_torchs_pooling(shape):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("side", "dilation"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 3)])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (3, 17, 5, 12), (2, 2, 1, 2)])
+def test_depthwise_convolutions_and_their_gradients_are_those_of_torch(shape, side, dilation, stride):
+    conv = nn.Conv2d(
+        shape[1], shape[1], side, stride, dilation * (side - 1) // 2, dilation, groups=shape[1], bias=False
+    ).double()
+    x, found = images(*shape).requires_grad_(), []
+    for way in (partial(fused_depthwise, conv=conv), conv):
+        out = way(x)
+        found.append([out, *torch.autograd.grad(out, (x, conv.weight), images(*out.shape, seed=1))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_depthwise_convolutions_in_bf16():
+    """Under autocast, as in a search: as near to float64 as the library comes."""
+    conv = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False)
+    x = images(8, 20, 16, 15, dtype=torch.float32)
+    exact = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False).double()
+    exact.weight.data.copy_(conv.weight)
+    slope = images(8, 20, 8, 8, seed=1)
+    errors = []
+    expected = torch.autograd.grad(exact(x.double()), exact.weight, slope)[0]
+    for way in (partial(fused_depthwise, conv=conv), conv):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = way(x)
+        assert out.dtype == torch.bfloat16
+        (found,) = torch.autograd.grad(out, conv.weight, slope.bfloat16())
+        assert found.dtype == torch.float32
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[0] < 0.01
+    assert errors[0] < 2 * errors[1]
+
+
+def test_a_second_derivative_is_refused_where_it_would_be_wrong():
+    x = images(2, 3, 5, 5).requires_grad_()
+    conv = nn.Conv2d(3, 3, 5, padding=2, groups=3, bias=False).double()
+    (parts,) = parts_of(x, torch.ones(1, 1, dtype=torch.float64), [[0]], None)
+    for out in (fused_depthwise(x, conv), sum_of(parts), box_mean(x)):
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            slope.sum().backward()
+
+
+def test_what_the_library_does_well_is_left_to_it(monkeypatch):
+    monkeypatch.setattr("bayesarch.nets.depthwise._Fused", None)  # to call it would fail
+    x, words = torch.rand(2, 4, 6, 6), {"groups": 4, "bias": False}
+    for conv in (nn.Conv2d(4, 4, 3, padding=1, **words), nn.Conv2d(4, 4, (3, 5), padding=(1, 2), **words),
+                 nn.Conv2d(4, 4, 9, padding=4, **words)):  # fmt: skip
+        assert is_depthwise(conv)
+        assert torch.equal(fused_depthwise(x, conv), conv(x))
+    with pytest.raises(AttributeError):
+        fused_depthwise(x, nn.Conv2d(4, 4, 3, 2, padding=1, **words))
+
+
 def test_gradients_that_do_not_lie_in_rows_are_taken_too():
     """An expanded gradient, one that is channels-first, and slices of wider rows."""
     x, gates = images(2, 3, 4, 5).requires_grad_(), torch.rand(1, 1, dtype=torch.float64)
@@ -190,18 +249,21 @@ def test_what_there_are_kernels_for():
     assert not fits(torch.rand(2, 3, 4, 4, device="meta"), gates)
 
 
-@pytest.mark.parametrize(("partial", "active"), [(1, None), (2, None), (1, frozenset({0, 2, 3, 9, 13, 18, 27}))])
-@pytest.mark.parametrize("space", SIZES)
-def test_a_supernet_computes_the_same(space, partial, active):
+@pytest.mark.parametrize(
+    ("space", "ways", "active"),
+    [
+        *((space, 1, active) for space in SIZES for active in (None, frozenset({0, 2, 3, 9, 13, 18, 27}))),
+        *((space, 2, None) for space in SIZES if space != "tree-cell"),
+    ],
+)
+def test_a_supernet_computes_the_same(space, ways, active):
     found = []
     for fuse in (False, True):
         generator = torch.Generator().manual_seed(0)
         net = Supernet(
             SPACES[space], input_shape=(3, 9, 8), classes=4, sizes=SIZES[space], generator=generator
         ).to(dtype=torch.float64, memory_format=torch.channels_last)  # fmt: skip
-        if partial > 1 and space == "tree-cell":
-            pytest.skip("its cells have no partial channels")
-        net.resize(partial, generator=generator)
+        net.resize(ways, generator=generator)
         if fuse:
             net.fuse()
         for _ in range(2):

@@ -9,19 +9,32 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["depthwise", "is_depthwise"]
+from bayesarch.nets import kernels
+from bayesarch.nets.kernels import SIDES
+
+__all__ = ["depthwise", "fused_depthwise", "is_depthwise"]
+
+SMALLEST = 3
+"""Side of kernels whose gradients the library computes well, where they are not dilated."""
 
 
-def is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether `depthwise` computes this module: one kernel per channel, output the size of the input."""
+def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module has one kernel per channel and, at stride 1, an output of the size of its input.
+
+    Args:
+        module: any.
+        strides: which are allowed, the same along both axes.
+    """
     return (
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
         and module.bias is None
         and module.padding_mode == "zeros"
-        and module.stride == (1, 1)
+        and module.stride[0] == module.stride[1]
+        and module.stride[0] in strides
         and module.dilation[0] == module.dilation[1]
         and module.padding == tuple(module.dilation[0] * (side - 1) // 2 for side in module.kernel_size)
         and all(side % 2 == 1 for side in module.kernel_size)
@@ -31,24 +44,56 @@ def is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return `conv(x)` for a module that `is_depthwise`, shape of `x`; gradients agree with torch's up to rounding."""
     fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0]) if fast else conv(x)
+    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0], 1, False) if fast else conv(x)
+    return out
+
+
+def fused_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return the same on a CPU, at strides of 1 and 2 and in bf16 too, the kernel's gradient by code of ours."""
+    side, (dilation, stride) = conv.kernel_size[0], (conv.dilation[0], conv.stride[0])
+    well_done = side <= SMALLEST and dilation == stride == 1  # by the library
+    if well_done or side not in SIDES or conv.kernel_size != (side, side):
+        given: Tensor = conv(x)
+        return given
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride, True)
     return out
 
 
 class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution at stride 1 that keeps the size."""
+    """Depthwise convolution whose output has the size of its input, or, at stride s, is every s-th pixel of that."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int, ours: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return _same(x, weight, dilation)
+        ctx.dilation, ctx.stride, ctx.ours = dilation, stride, ours
+        return _same(x, weight.to(x.dtype), dilation, stride)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        of_x = _same(gradient, weight.flip(2, 3), ctx.dilation) if ctx.needs_input_grad[0] else None
-        return of_x, kernel_gradient(x, gradient, weight, ctx.dilation) if ctx.needs_input_grad[1] else None, None
+        if ctx.stride > 1:  # pixels that were left out had no part in the loss
+            whole = torch.zeros_like(x)
+            whole[:, :, :: ctx.stride, :: ctx.stride] = gradient
+            gradient = whole
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = _same(gradient, weight.flip(2, 3).to(x.dtype), ctx.dilation)
+        if ctx.needs_input_grad[1] and ctx.ours:
+            of_weight = kernels.kernel_gradient(x, gradient, weight.shape[2], ctx.dilation).to(weight.dtype)
+        elif ctx.needs_input_grad[1]:
+            of_weight = kernel_gradient(x, gradient, weight, ctx.dilation)
+        return of_x, of_weight, None, None, None
+
+
+class _Fused(_Depthwise):
+    """The same, once: the gradient that code of ours computes has none of its own."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        return _Depthwise.backward(ctx, gradient)
 
 
 def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -69,9 +114,9 @@ def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) 
     return found
 
 
-def _same(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def _same(x: Tensor, weight: Tensor, dilation: int, stride: int = 1) -> Tensor:
     padding = [dilation * (side - 1) // 2 for side in weight.shape[2:]]
-    return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=x.shape[1])
+    return F.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation, groups=x.shape[1])
 
 
 def _interleaved(x: Tensor, d: int) -> Tensor:

@@ -22,7 +22,7 @@ from bayesarch.errors import SpaceError, nearest
 from bayesarch.nets.kernels import box_mean
 from bayesarch.nets.pointwise import pixels_first
 
-__all__ = ["OPERATIONS", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
+__all__ = ["OPERATIONS", "Free", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
 
 
 @dataclass(frozen=True)
@@ -223,19 +223,21 @@ def operation(name: str) -> Operation:
     return OPERATIONS[name]
 
 
-class _Free(nn.Module):
-    """A weight-free operation as a module, for plain networks."""
+class Free(nn.Module):
+    """A weight-free operation as a module."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.kernel = name, OPERATIONS[name].fused
 
     def forward(self, h: Tensor) -> Tensor:
+        """Return the operation of features."""
         fn = OPERATIONS[self.name].free
         assert fn is not None
         return fn(h)
 
     def extra_repr(self) -> str:
+        """Return the operation's name."""
         return self.name
 
 
@@ -260,4 +262,4 @@ def operation_module(name: str, channels: int, stride: int = 1, *, affine: bool 
             nn.Conv2d(channels, channels, op.sides, padding=(op.sides[0] // 2, op.sides[1] // 2), bias=False),
             nn.BatchNorm2d(channels, affine=affine),
         )
-    return _Free(name) if op.free is not None else None
+    return Free(name) if op.free is not None else None

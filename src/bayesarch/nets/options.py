@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.depthwise import depthwise, is_depthwise
+from bayesarch.nets.depthwise import depthwise, fused_depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Norm, box_mean, parts_of
-from bayesarch.nets.operations import operation_module
+from bayesarch.nets.kernels import Norm, parts_of
+from bayesarch.nets.operations import Free, operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.spaces import Space
 
@@ -160,11 +160,16 @@ class _Begun:
         elif isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
             out, layers = self._of_norm(first), layers[2:]
         for layer in layers:
-            if is_depthwise(layer) and layer.dilation[0] > 1:
-                out = depthwise(out, layer)
-            else:
-                out = box_mean(out) if self.fused and _is_box_mean(layer) else layer(out)
+            out = self._fast(layer, out) if self.fused else _usual(layer, out)
         return out
+
+    def _fast(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return a layer's output by a kernel of ours, where there is one."""
+        if is_depthwise(layer, strides=(1, 2)):
+            return fused_depthwise(x, layer)
+        if isinstance(layer, Free) and layer.kernel is not None:
+            return layer.kernel(x)
+        return _usual(layer, x)
 
     def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
         """Return the positive part of normalised features; this option's norm moves its own statistics."""
@@ -182,11 +187,11 @@ class _Begun:
         return self._normalised
 
 
-def _is_box_mean(layer: nn.Module) -> bool:
-    known = (3, 1, 1, False, False, None)
-    return isinstance(layer, nn.AvgPool2d) and known == (
-        layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad, layer.ceil_mode, layer.divisor_override
-    )  # fmt: skip
+def _usual(layer: nn.Module, x: Tensor) -> Tensor:
+    if is_depthwise(layer) and layer.dilation[0] > 1:
+        return depthwise(x, layer)
+    out: Tensor = layer(x)
+    return out
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

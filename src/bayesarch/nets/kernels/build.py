@@ -18,7 +18,7 @@ from bayesarch.errors import DeviceError
 __all__ = ["library"]
 
 SOURCES = ("rows.c", "rows.h")
-FLAGS = "-O3 -march=native -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
+FLAGS = "-O2 -march=native -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 WAYS = ("-fopenmp -mprefer-vector-width=512", "-fopenmp", "")
 """What is tried, the best first: not all compilers have threads or know how wide registers are."""
 

@@ -21,15 +21,15 @@ INLINE void NAME(add)(double *sums, V y, const int w) {
   for (int j = 0; j < w; j++) sums[j] += y[j];
 }
 
-/* Do WORK(c, w) for every block of w channels that begins at channel c; w is a constant but for the last. */
-#define BLOCKS(WORK)                          \
-  for (int c = 0; c < channels; c += BLOCK) { \
-    if (channels - c >= BLOCK) {              \
-      WORK(c, BLOCK)                          \
-    } else {                                  \
-      const int rest = channels - c;          \
-      WORK(c, rest)                           \
-    }                                         \
+/* Do WORK(c, w) for blocks of w channels that begin at channel c, w a constant: 16 of them, then 8, 4, 2 and 1. */
+#define BLOCKS(WORK)                                          \
+  {                                                           \
+    int c = 0;                                                \
+    for (; c + BLOCK <= channels; c += BLOCK) { WORK(c, 16) } \
+    if (channels - c >= 8) { WORK(c, 8) c += 8; }             \
+    if (channels - c >= 4) { WORK(c, 4) c += 4; }             \
+    if (channels - c >= 2) { WORK(c, 2) c += 2; }             \
+    if (channels - c >= 1) { WORK(c, 1) }                     \
   }
 
 /* Do BODY for each thread's rows, a chunk of them (start to end) at a time. */
@@ -197,6 +197,59 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
 #undef WORK
 #undef COLUMN
     }
+}
+
+/* What one image row of the gradient g adds to the gradient of a depthwise kernel, w channels from c on. */
+INLINE void NAME(kernel_row)(const T *image, const T *g, int y, int height, int width, int channels, const int side,
+                             int dilation, int c, const int w, double *sums) {
+  int pad = dilation * (side - 1) / 2;
+  for (int i = 0; i < side; i++) {
+    int v = y + i * dilation - pad;
+    if (v < 0 || v >= height) continue;
+    V sum[7] = {{0}};
+    for (int u = 0; u < width; u++) {
+      const T *row = image + ((int64_t)v * width + u - pad) * channels + c;
+      V slope = NAME(get)(g + (int64_t)u * channels + c, w);
+      if (u >= pad && u < width - pad)
+        for (int j = 0; j < side; j++) sum[j] += slope * NAME(get)(row + j * dilation * channels, w);
+      else
+        for (int j = 0; j < side; j++)
+          if (u + j * dilation >= pad && u + j * dilation < width + pad)
+            sum[j] += slope * NAME(get)(row + j * dilation * channels, w);
+    }
+    for (int j = 0; j < side; j++) NAME(add)(sums + (i * side + j) * channels + c, sum[j], w);
+  }
+}
+
+/* The gradient of the kernels, double [side][side][channels], of a depthwise convolution that keeps the size of images
+   (height x width pixels, channels last, dense); g is the gradient of its output. Sides are 3, 5 or 7. */
+void NAME(kernel)(int64_t images, int height, int width, int channels, int side, int dilation, int threads, const T *x,
+                  const T *g, double *dkernel) {
+  int64_t line = (int64_t)width * channels, size = (int64_t)side * side * channels;
+  double *sums = calloc(size * threads, sizeof(double));
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
+  for (int t = 0; t < threads; t++)
+    for (int64_t i = images * t / threads; i < images * (t + 1) / threads; i++)
+      for (int y = 0; y < height; y++) {
+        const T *image = x + i * height * line, *slope = g + (i * height + y) * line;
+#define WORK_OF(side, c, w) \
+  NAME(kernel_row)(image, slope, y, height, width, channels, side, dilation, c, w, sums + size * t);
+#define WORK_3(c, w) WORK_OF(3, c, w)
+#define WORK_5(c, w) WORK_OF(5, c, w)
+#define WORK_7(c, w) WORK_OF(7, c, w)
+        if (side == 3) BLOCKS(WORK_3)
+        if (side == 5) BLOCKS(WORK_5)
+        if (side == 7) BLOCKS(WORK_7)
+#undef WORK_3
+#undef WORK_5
+#undef WORK_7
+#undef WORK_OF
+      }
+  for (int64_t m = 0; m < size; m++) {
+    dkernel[m] = 0;
+    for (int t = 0; t < threads; t++) dkernel[m] += sums[size * t + m];
+  }
+  free(sums);
 }
 
 #undef BLOCKS

@@ -1,4 +1,4 @@
-"""Sums of gated and normalised features at one go, and their gradients; means over windows.
+"""Sums of gated and normalised features at one go, and their gradients; means over windows; kernels' gradients.
 
 What an option brings to a node is `gate * norm(x)` or `gate * x`. Here neither is ever made. A `Part` holds x itself
 and says what it stands for, the sum at the node reads every x once, and the sum's gradient goes back to each part as it
@@ -21,10 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from bayesarch.nets.kernels.build import library
 
-__all__ = ["Norm", "Part", "box_mean", "fits", "parts_of", "sum_of"]
+__all__ = ["SIDES", "Norm", "Part", "box_mean", "fits", "kernel_gradient", "parts_of", "sum_of"]
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 """Types that there are kernels for."""
+SIDES = (3, 5, 7)
+"""Sides of depthwise kernels."""
 SMALL = 2**15
 """Values that one thread deals with, as in torch."""
 
@@ -116,6 +118,23 @@ def box_mean(x: Tensor) -> Tensor:
     """Return means over 3 x 3 windows at stride 1, shape of x; at the border, of what is inside the image."""
     out: Tensor = _Box.apply(x)
     return out
+
+
+def kernel_gradient(x: Tensor, slope: Tensor, side: int, dilation: int) -> Tensor:
+    """Return the gradient of the kernels of a depthwise convolution that keeps the size, shape (C, 1, side, side).
+
+    Args:
+        x: what was convolved, shape (B, C, H, W).
+        slope: the gradient of the output, shape of x.
+        side: of the kernels, one of `SIDES`.
+        dilation: d; x is padded by d (side - 1) / 2 zeros.
+    """
+    x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope.to(x.dtype)))
+    images, channels, height, width = x.shape
+    found = torch.empty(side, side, channels, dtype=torch.float64)
+    run, sizes = getattr(library(), f"kernel_{SUFFIX[x.dtype]}"), (height, width, channels, side, dilation)
+    run(ctypes.c_int64(images), *sizes, _threads(x.numel()), _pointer(x), _pointer(slope), _pointer(found))
+    return found.permute(2, 0, 1).unsqueeze(1).to(_working(x.dtype)).contiguous()
 
 
 class _Leave(torch.autograd.Function):
