@@ -78,7 +78,11 @@ def memory_of(place: int, paged: bool) -> dict[str, float]:
         ba.search(data, space=space, method=method, set=settings | short, out=Path(folder) / "run")
     grown = (kib("VmHWM") - before) / 1024
     told = prepare(data, space=space, method=method, set=settings).trial().memory()
-    return {"grown": grown, "told": told / 2**20, "resident": resident(told, torch.device("cpu"), paged=paged) / 2**20}
+    return {
+        "grown": grown,
+        "told": told / 2**20,
+        "resident": resident(told, torch.device("cpu"), paged=paged, recomputed=False) / 2**20,
+    }
 
 
 def memory_row(short: bool) -> dict[str, Any]:

@@ -70,17 +70,22 @@ def _fused(row: dict, table: Table) -> str:
 
 
 def _search(row: dict, table: Table) -> str:
-    seconds = row["seconds"]
-    whole = seconds["ours, bpnas, whole"]
+    seconds, whole, fused = row["seconds"], "ours, bpnas, whole", "ours, bpnas, whole, fused, bf16"
     names = {
-        "ours, bpnas, whole": f"BPNAS to one operation per edge, {row['epochs']} epochs, seed 0",
+        whole: f"BPNAS to one operation per edge, {row['epochs'][whole]} epochs, seed 0",
+        fused: f"the same with `engine.fused` in bf16, {row['epochs'][fused]} epochs",
         "ours, drnas": "our DrNAS, 100 epochs",
         "published": "the published step, 100 epochs",
     }
-    body = [[said, f"{seconds[key]:.0f}", f"{whole / seconds[key]:.2f}"] for key, said in names.items()]
+    body = [
+        [said, f"{seconds[key]:.0f}", f"{seconds[whole] / seconds[key]:.2f}", f"{seconds[fused] / seconds[key]:.2f}",
+         f"{row['accuracy'][key]:.3f}" if key in row["accuracy"] else "–"]
+        for key, said in names.items()
+    ]  # fmt: skip
     return (
         "### A whole search, 5,000 images of CIFAR-10 (JPEG q75), C = 8, N = 1\n\nSeconds; the two of 100 epochs are their "
-        "step's median times the number of their steps.\n\n" + table(["", "seconds", "BPNAS over it"], body)
+        "step's median times the number of their steps.\n\n"
+        + table(["", "seconds", "BPNAS over it", "fused in bf16 over it", "selection accuracy at the end"], body)
     )
 
 
@@ -169,8 +174,9 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     return [
         "## What the machine does\n\n### Memory told and taken\n\n*Tensors*: alive at once, told from two small steps. "
         "*Grown*: resident memory of a process of its own over a whole search of two epochs, report included: in the heap, "
-        "where it is *told* to be 3 times the tensors and 180 MiB at most; in a tight one, as `bayesarch search` has it (1.7 "
-        "times and 200 MiB); and with pages of their own for large tensors (`engine.own_pages`, 1.1 times and 220 MiB).\n\n"
+        "where it is *told* to be 3 times the tensors and 110 MiB at most; in a tight one, as `bayesarch search` has it (1.7 "
+        "times and 130 MiB); and with pages of their own for large tensors (`engine.own_pages`, 1.1 times and 150 MiB). Where "
+        "cells are computed twice 70 MiB more are told, for what torch loads then.\n\n"
         + table(
             [
                 "search",

@@ -102,15 +102,24 @@ def test_the_roofline_counts_flops_and_bytes(generator):
     assert found["element by element"]["least"] == 4 * (200 + 200) / 1e12
 
 
+def str_table(head, body):
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, *body])
+
+
 def test_the_short_form_measures_rows(tmp_path, monkeypatch):
     out = tmp_path / "speed.json"
-    monkeypatch.setattr(speed, "peak_of", lambda which, name, given: {"ours": 1.0, "published": 2.0}[which])
-    monkeypatch.setattr(
-        "sys.argv", ["speed.py", "--short", "--row", "nb201", "--row", "augmentation", "--out", str(out)]
-    )
+    peaks = {"ours": 1.0, "published": 2.0, "fused": 0.5, "fused, bf16": 0.25}
+    monkeypatch.setattr(speed, "peak_of", lambda which, name, given: peaks[which])
+    rows = [word for row in ("nb201", "augmentation", "fused") for word in ("--row", row)]
+    monkeypatch.setattr("sys.argv", ["speed.py", "--short", *rows, "--out", str(out)])
     speed.main()
     rows = json.loads(out.read_text())["rows"]
-    assert set(rows) == {"nb201", "augmentation"}
+    assert set(rows) == {"nb201", "augmentation", "fused"}
+    for name in speed.SHORT:
+        steps = rows["fused"]["of"][name]["steps"]
+        assert set(steps) == {"published", "ours", "ours, bf16", "fused", "fused, bf16"}
+    page = "\n".join(speed_part({"rows": rows} | json.loads(out.read_text()), str_table, lambda record: "here"))
+    assert "| 0.50 | 0.25 | 0.12 |" in page
     assert set(rows["nb201"]["steps"]) == {"published", "ours"}
     assert all(row["seconds"] > 0 for row in rows["nb201"]["steps"].values())
     assert rows["nb201"]["peak_mib"] == {"ours": 1.0, "published": 2.0}
@@ -185,8 +194,12 @@ def test_rows_on_the_machine_are_measured():
 
 
 def test_a_whole_search_stands_beside_a_hundred_epochs():
-    row = {"epochs": 41, "seconds": {"ours, bpnas, whole": 300.0, "ours, drnas": 600.0, "published": 1500.0}}
+    whole, fused = "ours, bpnas, whole", "ours, bpnas, whole, fused, bf16"
+    seconds = {whole: 300.0, fused: 150.0, "ours, drnas": 600.0, "published": 1500.0}
+    row = {"epochs": {whole: 41, fused: 43}, "accuracy": {whole: 0.5, fused: 0.25}, "seconds": seconds}
     record = {"rows": {"search": row}}
     page = "\n".join(speed_part(record, lambda head, body: f"{head}{body}", lambda record: "here"))
     assert "41 epochs" in page
-    assert "['our DrNAS, 100 epochs', '600', '0.50'], ['the published step, 100 epochs', '1500', '0.20']" in page
+    assert "43 epochs', '150', '2.00', '1.00', '0.250'" in page
+    assert "['our DrNAS, 100 epochs', '600', '0.50', '0.25', '–'], " in page
+    assert "['the published step, 100 epochs', '1500', '0.20', '0.10', '–']" in page

@@ -9,6 +9,7 @@ from bayesarch.engine.compiling import check_ways, take_way
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.kernels import library, rows
+from bayesarch.workflows.job import prepare
 from helpers import make_engine
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 300, "method": "bpnas"}
@@ -97,6 +98,16 @@ def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypat
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3)
     losses = [record["weights_loss"] for record in records]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_what_a_search_will_cost_is_told_from_fused_steps(monkeypatch):
+    """So that the time and the memory that are printed are those of the search."""
+    sums, whole = [], rows._Sum.forward
+    monkeypatch.setattr(rows._Sum, "forward", staticmethod(lambda *words: sums.append(1) or whole(*words)))
+    for fuses in (False, True):
+        sets = {"space.channels": 4, "space.cells": 1, "engine.fused": fuses}
+        prepare("digits", limit=200, set=sets).trial().step(16)
+        assert bool(sums) == fuses
 
 
 def test_what_cannot_be_fused_says_so(tmp_path, monkeypatch):

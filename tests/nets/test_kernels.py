@@ -237,6 +237,20 @@ def test_gradients_that_do_not_lie_in_rows_are_taken_too():
     torch.testing.assert_close(sum_of(parts), gates[0, 0] * wide[:, 3:6])
 
 
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("moving", [False, True])
+def test_features_are_kept_where_a_gradient_reads_them(normed, moving):
+    """A pass for weights alone holds nothing of an option that ends without a norm."""
+    x, gates = images(2, 3, 4, 5).requires_grad_(), torch.rand(1, 1, dtype=torch.float64, requires_grad=moving)
+    norm = Norm(*torch.ones(2, 3, dtype=torch.float64), 0.1, 1e-5) if normed else None
+    ((part,),) = parts_of(x, gates, [[0]], norm)
+    kept = part.stands.grad_fn.saved_tensors[0]
+    assert (kept is not None) == (normed or moving)
+    expected = passed(naive, x.detach(), gates.detach(), [[0]], normed)[1]
+    slope = images(2, 3, 4, 5, seed=9)
+    torch.testing.assert_close(torch.autograd.grad(sum_of([part]), x, slope)[0], expected)
+
+
 def test_what_there_are_kernels_for():
     gates = torch.rand(1, 3)
     assert fits(torch.rand(2, 3, 4, 4), gates)

@@ -144,8 +144,9 @@ class _Leave(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gates: Tensor, users: Sequence[Sequence[int]], moments: Moments | None
     ) -> tuple[Tensor, ...]:
-        ctx.users, ctx.moments = users, moments
-        ctx.save_for_backward(x, gates)
+        ctx.users, ctx.moments, ctx.like = users, moments, (x.shape, x.dtype)
+        read = moments is not None or ctx.needs_input_grad[1]  # on the way back
+        ctx.save_for_backward(x if read else None, gates)
         width = x.shape[1] // len(users)
         # detached: each is a tensor of its own on the memory of x
         return tuple(x[:, s * width : (s + 1) * width].detach() for s, columns in enumerate(users) for _ in columns)
@@ -155,11 +156,12 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, gates = ctx.saved_tensors
         of_x, of_gates = ctx.needs_input_grad[:2]
-        dx = torch.empty_like(x, memory_format=torch.channels_last) if of_x else None
+        shape, dtype = ctx.like
+        dx = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last) if of_x else None
         dgates = torch.zeros_like(gates) if of_gates else None
-        rows, width, of = x.numel() // x.shape[1], x.shape[1] // len(ctx.users), ctx.moments
-        mine = [_in_rows(slope.to(x.dtype)) for slope in slopes]
-        getattr(library(), f"back_{SUFFIX[x.dtype]}")(
+        rows, width, of = shape.numel() // shape[1], shape[1] // len(ctx.users), ctx.moments
+        mine = [_in_rows(slope.to(dtype)) for slope in slopes]
+        getattr(library(), f"back_{SUFFIX[dtype]}")(
             len(ctx.users),
             _ints([0, *accumulate(len(columns) for columns in ctx.users)]),
             _pointers(mine),
@@ -167,14 +169,14 @@ class _Leave(torch.autograd.Function):
             _pointer(gates),
             _ints([column for columns in ctx.users for column in columns]),
             _pointer(x),
-            ctypes.c_int64(_step(x)),
-            None if of is None else _pointer(of.mean),
-            None if of is None else _pointer(of.inv),
+            ctypes.c_int64(0 if x is None else _step(x)),
+            _pointer(of and of.mean),
+            _pointer(of and of.inv),
             ctypes.c_int64(rows),
             width,
-            _threads(x.numel()),
-            None if dx is None else _pointer(dx),
-            None if dgates is None else _pointer(dgates),
+            _threads(rows * shape[1]),
+            _pointer(dx),
+            _pointer(dgates),
         )
         return dx, dgates, None, None
 
@@ -284,8 +286,8 @@ def _threads(values: int) -> int:
     return torch.get_num_threads() if values > SMALL else 1
 
 
-def _pointer(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
