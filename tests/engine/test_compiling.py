@@ -1,5 +1,7 @@
 """engine.compile and engine.fused: the same search, and a clear word where it cannot be."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from helpers import make_engine
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 300, "method": "bpnas"}
 
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
 
 
@@ -74,6 +77,7 @@ def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
             take_way(torch.nn.Linear(1, 1), EngineConfig(**{way: True}), torch.device("cpu"))
 
 
+@needs_cc
 @pytest.mark.parametrize("method", ["bpnas", "gdas", "bayesnas", "darts-2nd", "pcdarts"])
 def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypatch):
     """Up to rounding, while kernels compute; and twice the same to the bit."""
@@ -100,6 +104,7 @@ def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypat
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@needs_cc
 def test_what_a_search_will_cost_is_told_from_fused_steps(monkeypatch):
     """So that the time and the memory that are printed are those of the search."""
     sums, whole = [], rows._Sum.forward

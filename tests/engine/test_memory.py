@@ -1,6 +1,7 @@
 """Memory is told from two small steps; cells computed twice give the same numbers, parts those of separate passes."""
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from bayesarch.workflows.job import prepare
 from bayesarch.workflows.plan import Trial
 from helpers import make_engine, posterior_of
 
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 SIZES = {"nb201": {"channels": 4, "cells": 2}, "darts": {"channels": 3, "layers": 3}}
 
 
@@ -70,9 +72,11 @@ def test_live_bytes_are_the_most_that_live_at_once():
         ),
         ("darts", "darts", {"space.channels": 3, "space.layers": 3}),
         ("bayesnas-cell", "bayesnas", {"space.channels": 3, "space.layers": 3}),
-        ("nb201", "bpnas", {"space.channels": 6, "space.cells": 1, "engine.fused": True}),
-        ("nb201", "drnas", {"space.channels": 6, "space.cells": 2, "engine.fused": True, "engine.recompute": True}),
-        ("darts", "darts", {"space.channels": 3, "space.layers": 3, "engine.fused": True}),
+        pytest.param("nb201", "bpnas", {"space.channels": 6, "space.cells": 1, "engine.fused": True}, marks=needs_cc),
+        pytest.param(
+            "nb201", "drnas", {"space.channels": 6, "engine.fused": True, "engine.recompute": True}, marks=needs_cc
+        ),
+        pytest.param("darts", "darts", {"space.channels": 3, "space.layers": 3, "engine.fused": True}, marks=needs_cc),
     ],
 )
 def test_two_small_steps_tell_what_a_large_one_holds(space, method, settings):
@@ -89,6 +93,36 @@ def test_two_small_steps_tell_what_a_large_one_holds(space, method, settings):
     standing = weights + momentum + sum(split.images.nbytes for split in trial.data.values())
     assert held > 3e5
     assert abs(told - (held + standing)) < 0.02 * told
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("space", "sizes"), [("nb201", {"channels": 8, "cells": 1}), ("bayesnas-cell", {"channels": 4, "layers": 3})]
+)
+def test_a_look_at_the_curvature_holds_no_more_than_was_told(space, sizes, recompute):
+    """Its gates are those of each example, and it goes back once for every class."""
+    settings = {f"space.{name}": value for name, value in sizes.items()} | {"engine.recompute": recompute}
+    trial = job_of(space, "bayesnas", **settings).trial()
+    told = trial.memory()
+    found = []
+    held = live_bytes(
+        lambda: found.append(trial.method.look(trial.state, trial.net, trial.data, trial.streams, late=lambda: True))
+    )
+    assert found[0].n == trial.setting.batch_size // 2
+    assert held < told
+    assert all(weight.requires_grad for weight in trial.net.parameters())
+
+
+@pytest.mark.parametrize(("recompute", "parts"), [(True, 1), (True, 2)])
+def test_a_search_that_looks_at_curvature_holds_less_and_ends_the_same(recompute, parts, tmp_path):
+    words = {"method": "bayesnas", "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1},
+             "limit": 200, "epochs": 1, "closing_epochs": 0, "settings": {"curvature_batches": 1}}  # fmt: skip
+    whole = make_engine(tmp_path / "a", **words).run()
+    less = make_engine(tmp_path / "b", **words, recompute=recompute, parts=parts).run()
+    assert less.state.updates == whole.state.updates >= 1
+    if parts == 1:  # norms of parts take other statistics
+        torch.testing.assert_close(less.state.gamma, whole.state.gamma, rtol=1e-3, atol=1e-6)
+    assert bool(less.state.gamma.isfinite().all())
 
 
 def passed(net, gates, x, y):

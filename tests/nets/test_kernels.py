@@ -223,6 +223,18 @@ def test_what_the_library_does_well_is_left_to_it(monkeypatch):
         fused_depthwise(x, nn.Conv2d(4, 4, 3, 2, padding=1, **words))
 
 
+def test_running_moments_that_a_kernel_cannot_write_to_are_refused():
+    x, ones = images(2, 3, 4, 5, dtype=torch.float32), torch.ones(1, 1)
+    for mean in (
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(4),
+        torch.zeros(3, 2)[:, 0],
+        torch.zeros(3).bfloat16(),
+    ):
+        with pytest.raises(ValueError, match=r"3 values of torch\.float32 in a row"):
+            parts_of(x, ones, [[0]], Norm(torch.zeros(3), mean, 0.1, 1e-5))
+
+
 def test_gradients_that_do_not_lie_in_rows_are_taken_too():
     """An expanded gradient, one that is channels-first, and slices of wider rows."""
     x, gates = images(2, 3, 4, 5).requires_grad_(), torch.rand(1, 1, dtype=torch.float64)

@@ -111,11 +111,26 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Any)
     if not torch.is_grad_enabled():
         return function(*inputs)
 
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), _still(module)
+    def contexts() -> tuple[AbstractContextManager[Any], _Again]:
+        return nullcontext(), _Again(partial(_still, module))
 
     out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out
+
+
+class _Again:
+    """A context that is entered anew each time: several backward passes through one graph compute cells again each."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[Any]] = []
+
+    def __enter__(self) -> None:
+        self._entered.append(self._make())
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._entered.pop().__exit__(*error)
 
 
 @contextmanager
@@ -150,6 +165,8 @@ def economise(net: Supernet, *, recompute: bool, parts: int) -> None:
             "engine.recompute and engine.parts hold less of supernets of operations; a network of channels may draw "
             "noise inside, which a second pass would draw anew. Take a smaller engine.batch_size"
         )
+    if recompute or parts > 1:
+        net.recomputes = True
     if recompute:
         for layer in net.layers:
             _twice(layer)

@@ -84,6 +84,8 @@ class Supernet(nn.Module):
         """MACs of each option over all copies for one image, shape (G,)."""
         self.partial = 1
         """K: one in K channels goes through the options (`resize`)."""
+        self.recomputes = False
+        """Whether what a pass would keep is computed again on the way back."""
         self.images_seen, self.macs_spent = 0, 0
         """Forward passes so far, in images and in MACs: counted from the options computed, never read back here."""
         self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()

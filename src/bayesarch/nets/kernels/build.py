@@ -18,9 +18,9 @@ from bayesarch.errors import DeviceError
 __all__ = ["library"]
 
 SOURCES = ("rows.c", "rows.h")
-FLAGS = "-O2 -march=native -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
-WAYS = ("-fopenmp -mprefer-vector-width=512", "-fopenmp", "")
-"""What is tried, the best first: not all compilers have threads or know how wide registers are."""
+FLAGS = "-O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
+WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fopenmp", "-march=native", "")
+"""What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""
 
 
 @cache

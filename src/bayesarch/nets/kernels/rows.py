@@ -237,8 +237,18 @@ def _box(x: Tensor, *, back: bool) -> Tensor:
 
 
 def _moments(x: Tensor, norm: Norm) -> Moments:
-    """Return the moments of x, and move the running ones."""
+    """Return the moments of x, and move the running ones.
+
+    Raises:
+        ValueError: if those are not what the kernel writes to.
+    """
     channels = x.shape[1]
+    for running in (norm.mean, norm.var):
+        if running.dtype != _working(x.dtype) or running.shape != (channels,) or not running.is_contiguous():
+            raise ValueError(
+                f"running moments of {x.dtype} features are {channels} values of {_working(x.dtype)} in a row; got "
+                f"{tuple(running.shape)} of {running.dtype}"
+            )
     rows = x.numel() // channels
     mean, inv = torch.empty(2, channels, dtype=torch.float64)
     getattr(library(), f"moments_{SUFFIX[x.dtype]}")(
