@@ -70,22 +70,17 @@ def _fused(row: dict, table: Table) -> str:
 
 
 def _search(row: dict, table: Table) -> str:
-    seconds, whole, fused = row["seconds"], "ours, bpnas, whole", "ours, bpnas, whole, fused, bf16"
+    seconds = row["seconds"]
+    whole = seconds["ours, bpnas, whole"]
     names = {
-        whole: f"BPNAS to one operation per edge, {row['epochs'][whole]} epochs, seed 0",
-        fused: f"the same with `engine.fused` in bf16, {row['epochs'][fused]} epochs",
+        "ours, bpnas, whole": f"BPNAS to one operation per edge, {row['epochs']} epochs, seed 0",
         "ours, drnas": "our DrNAS, 100 epochs",
         "published": "the published step, 100 epochs",
     }
-    body = [
-        [said, f"{seconds[key]:.0f}", f"{seconds[whole] / seconds[key]:.2f}", f"{seconds[fused] / seconds[key]:.2f}",
-         f"{row['accuracy'][key]:.3f}" if key in row["accuracy"] else "–"]
-        for key, said in names.items()
-    ]  # fmt: skip
+    body = [[said, f"{seconds[key]:.0f}", f"{whole / seconds[key]:.2f}"] for key, said in names.items()]
     return (
         "### A whole search, 5,000 images of CIFAR-10 (JPEG q75), C = 8, N = 1\n\nSeconds; the two of 100 epochs are their "
-        "step's median times the number of their steps.\n\n"
-        + table(["", "seconds", "BPNAS over it", "fused in bf16 over it", "selection accuracy at the end"], body)
+        "step's median times the number of their steps.\n\n" + table(["", "seconds", "BPNAS over it"], body)
     )
 
 
