@@ -245,6 +245,10 @@ def test_gradients_that_do_not_lie_in_rows_are_taken_too():
         (parts,) = parts_of(x, gates, [[0]], None)
         (mine,) = torch.autograd.grad(sum_of(parts), x, slope)
         torch.testing.assert_close(mine, gates[0, 0] * slope)
+    one_image = images(1, 3, 4, 5).requires_grad_()
+    flat = images(1, 3, 1, 1).expand(1, 3, 4, 5)  # channels lie together, pixels on one another
+    (parts,) = parts_of(one_image, gates, [[0]], None)
+    torch.testing.assert_close(torch.autograd.grad(sum_of(parts), one_image, flat)[0], gates[0, 0] * flat)
     (parts,) = parts_of(wide[:, 3:6], gates, [[0]], None)
     torch.testing.assert_close(sum_of(parts), gates[0, 0] * wide[:, 3:6])
 
