@@ -223,6 +223,20 @@ def test_what_the_library_does_well_is_left_to_it(monkeypatch):
         fused_depthwise(x, nn.Conv2d(4, 4, 3, 2, padding=1, **words))
 
 
+def test_a_sum_of_two_types_is_of_the_wider():
+    """Under autocast a node may take what a convolution gives, in bf16, beside features that stayed as they were."""
+    narrow = images(2, 3, 4, 5, dtype=torch.bfloat16).requires_grad_()
+    wide, gates = images(2, 3, 4, 5, dtype=torch.float32, seed=1).requires_grad_(), torch.rand(1, 2)
+    parts = [parts_of(narrow, gates, [[0]], None)[0][0], parts_of(wide, gates, [[1]], None)[0][0]]
+    for order in (parts, parts[::-1]):
+        out = sum_of(order)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, gates[0, 0] * narrow.float() + gates[0, 1] * wide)
+        grads = torch.autograd.grad(out.sum(), (narrow, wide), retain_graph=True)
+        assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32]
+        assert torch.equal(grads[0], gates[0, 0].bfloat16().expand_as(narrow))
+
+
 def test_running_moments_that_a_kernel_cannot_write_to_are_refused():
     x, ones = images(2, 3, 4, 5, dtype=torch.float32), torch.ones(1, 1)
     for mean in (
