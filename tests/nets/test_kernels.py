@@ -185,7 +185,7 @@ def test_depthwise_convolutions_and_their_gradients_are_those_of_torch(shape, si
 def test_depthwise_convolutions_in_bf16():
     """Under autocast, as in a search: as near to float64 as the library comes."""
     conv = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False)
-    x = images(8, 20, 16, 15, dtype=torch.float32)
+    x = images(8, 20, 16, 15, dtype=torch.float32).requires_grad_()
     exact = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False).double()
     exact.weight.data.copy_(conv.weight)
     slope = images(8, 20, 8, 8, seed=1)
@@ -195,8 +195,8 @@ def test_depthwise_convolutions_in_bf16():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = way(x)
         assert out.dtype == torch.bfloat16
-        (found,) = torch.autograd.grad(out, conv.weight, slope.bfloat16())
-        assert found.dtype == torch.float32
+        of_x, found = torch.autograd.grad(out, (x, conv.weight), slope.bfloat16())
+        assert of_x.dtype == found.dtype == torch.float32
         errors.append(float((found - expected).norm() / expected.norm()))
     assert errors[0] < 0.01
     assert errors[0] < 2 * errors[1]
