@@ -182,13 +182,14 @@ def test_depthwise_convolutions_and_their_gradients_are_those_of_torch(shape, si
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_depthwise_convolutions_in_bf16():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolutions_in_bf16(stride):
     """Under autocast, as in a search: as near to float64 as the library comes."""
-    conv = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False)
+    conv = nn.Conv2d(20, 20, 5, stride, 4, 2, groups=20, bias=False)
     x = images(8, 20, 16, 15, dtype=torch.float32).requires_grad_()
-    exact = nn.Conv2d(20, 20, 5, 2, 4, 2, groups=20, bias=False).double()
+    exact = nn.Conv2d(20, 20, 5, stride, 4, 2, groups=20, bias=False).double()
     exact.weight.data.copy_(conv.weight)
-    slope = images(8, 20, 8, 8, seed=1)
+    slope = images(8, 20, 16 // stride, -(-15 // stride), seed=1)
     errors = []
     expected = torch.autograd.grad(exact(x.double()), exact.weight, slope)[0]
     for way in (partial(fused_depthwise, conv=conv), conv):
