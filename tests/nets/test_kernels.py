@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bayesarch.errors import DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.depthwise import fused_depthwise, is_depthwise
-from bayesarch.nets.kernels import Norm, box_mean, build, fits, library, parts_of, sum_of
+from bayesarch.nets.kernels import Norm, box_mean, build, fits, library, parts_of, rows, sum_of
 from bayesarch.nets.operations import OPERATIONS
 from bayesarch.spaces import SPACES
 
@@ -321,6 +321,19 @@ def test_a_supernet_computes_the_same(space, ways, active):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("space", ["nb201", "darts"])
+def test_means_over_windows_are_taken_by_the_kernel(space, monkeypatch, generator):
+    calls, whole = [], rows._Box.forward
+    monkeypatch.setattr(rows._Box, "forward", staticmethod(lambda *words: calls.append(1) or whole(*words)))
+    net = Supernet(SPACES[space], input_shape=(3, 9, 8), classes=4, sizes=SIZES[space], generator=generator)
+    x, gates = torch.rand(4, 3, 9, 8), torch.rand(1, 1, net.space.n_options)
+    net(x, gates)
+    assert not calls
+    net.fuse()
+    net(x, gates)
+    assert calls
 
 
 def test_a_pass_that_is_not_trained_is_as_it_was(monkeypatch, generator):
