@@ -1,5 +1,6 @@
 """What tests of several rooms need: a small search, examples of a run's split, jobs without processes of their own."""
 
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from bayesarch.methods import METHODS
 from bayesarch.nets import Supernet
 from bayesarch.spaces import NO_LIMITS, SPACES
 from bayesarch.workflows import processes
+
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="kernels of our own want a C compiler")
 
 
 def make_engine(  # noqa: PLR0913 - a test names what it needs

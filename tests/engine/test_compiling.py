@@ -1,7 +1,5 @@
 """engine.compile and engine.fused: the same search, and a clear word where it cannot be."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -12,11 +10,10 @@ from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.kernels import library, rows
 from bayesarch.workflows.job import prepare
-from helpers import make_engine
+from helpers import make_engine, needs_cc
 
 SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 300, "method": "bpnas"}
 
-needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
 
 

@@ -1,7 +1,6 @@
 """Memory is told from two small steps; cells computed twice give the same numbers, parts those of separate passes."""
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -22,9 +21,8 @@ from bayesarch.workflows.fitting import fitted, mebibytes, resident
 from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.plan import Trial
-from helpers import make_engine, posterior_of
+from helpers import make_engine, needs_cc, posterior_of
 
-needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 SIZES = {"nb201": {"channels": 4, "cells": 2}, "darts": {"channels": 3, "layers": 3}}
 
 

@@ -41,13 +41,24 @@ def test_numbers_as_people_read_them():
     assert [duration(s) for s in (89, 90, 5399, 5400)] == ["89 s", "2 min", "90 min", "1.5 h"]
 
 
+@pytest.mark.parametrize("which", ["x", "y"])
 @pytest.mark.parametrize(("costs", "scale"), [((1e5, 2.9e5), "linear"), ((1e5, 3e5), "log"), ((0, 4), "linear")])
-def test_costs_are_drawn_logarithmically_where_they_differ_threefold(costs, scale):
+def test_amounts_are_drawn_logarithmically_where_they_differ_threefold(costs, scale, which):
     axes = Figure().subplots()
-    axes.plot(costs, (0, 1))
-    plots.costs(axes)
-    assert axes.get_xscale() == scale
-    assert axes.xaxis.get_major_formatter()(2e5) == "200 k"
+    axes.plot(*((costs, (0, 1)) if which == "x" else ((0, 1), costs)))
+    plots.amounts(axes, which)
+    mine, other = (axes.xaxis, axes.yaxis) if which == "x" else (axes.yaxis, axes.xaxis)
+    assert mine.get_scale() == scale
+    assert other.get_scale() == "linear"
+    assert mine.get_major_formatter()(2e5) == "200 k"
+    assert other.get_major_formatter()(2e5) != "200 k"
+
+
+def test_losses_that_fall_far_have_plain_labels():
+    rows = [{"steps": i, "weights_loss": 2.0 / 4**i, "selection_accuracy": 0.5} for i in range(3)]
+    drawn = plots.learning(rows)
+    assert all(f">{label}<" in drawn for label in ("0.2", "0.5", "1"))
+    assert "mathdefault" not in drawn
 
 
 def test_a_notation_breaks_between_edges_and_stays_text():

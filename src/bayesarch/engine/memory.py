@@ -78,7 +78,7 @@ class _Live(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled in here; torch would load its compiler to say so, which takes over a second."""
+        """Nothing is compiled in here; torch would load its compiler to say so."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

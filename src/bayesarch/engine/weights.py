@@ -23,9 +23,7 @@ class Weights:
     def __init__(self, net: nn.Module, *, momentum: float, weight_decay: float, nesterov: bool, clip: float) -> None:
         self.net, self.clip = net, clip
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self._momenta: dict[nn.Parameter, Tensor] = {}
-
-    # `torch.optim.SGD` would load torch's compiler when it is made, which takes over a second in every process
+        self._momenta: dict[nn.Parameter, Tensor] = {}  # `torch.optim.SGD` would load torch's compiler
 
     def zero(self) -> None:
         """Forget all gradients; what gets none is left alone by the next step."""

@@ -243,7 +243,9 @@ class MixedCell(nn.Module):
         if leaves.stacks:
             rectified = torch.relu(h)
             for key in leaves.stacks:
-                parts.extend(self.stacks[key].parting(rectified, gates, active))  # type: ignore[operator]
+                stack = self.stacks[key]
+                assert isinstance(stack, ConvStack)
+                parts.extend(stack.parting(rectified, gates, active))
         return parts
 
 

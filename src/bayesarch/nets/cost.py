@@ -3,7 +3,7 @@
 Costs of cell spaces are additive: a base for the skeleton plus one term per picked option. `option_costs` finds the
 terms by building one network with all options, so that all 15,625 cells of NAS-Bench-201 are priced in a moment;
 `network_cost` prices a built network, and the two agree. A batch without images goes through our own networks, which
-computes nothing; the meta device would do as well, but it loads torch's compiler, which takes over a second.
+computes nothing; the meta device would do as well, but it loads torch's compiler.
 """
 
 import statistics
@@ -55,14 +55,16 @@ class OptionCosts:
     options: tuple[Cost, ...]
 
 
-def network_cost(net: nn.Module, input_shape: Shape) -> Cost:
+def network_cost(net: nn.Module, input_shape: Shape, *, images: int = 1) -> Cost:
     """Return parameters and MACs of a plain network for one image of `input_shape`; the network is not changed.
 
     Args:
         net: any module whose work is in `Conv2d` and `Linear`, on any device, the meta device included.
         input_shape: (channels, height, width).
+        images: how many go through it, as in `macs_by_parameter`.
     """
-    return Cost(sum(p.numel() for p in net.parameters()), sum(macs_by_parameter(net, input_shape).values()))
+    macs = macs_by_parameter(net, input_shape, images=images)
+    return Cost(sum(p.numel() for p in net.parameters()), sum(macs.values()))
 
 
 def _plain(space: Space, sizes: Config, input_shape: Shape, classes: int, options: Sequence[int]) -> PlainNetwork:
@@ -99,8 +101,7 @@ MANY = 64
 
 @lru_cache(maxsize=1024)
 def _alone(arch: Architecture, sizes: Config, input_shape: Shape, classes: int) -> Cost:
-    net = _plain(arch.space, sizes, input_shape, classes, arch.columns)
-    return Cost(sum(p.numel() for p in net.parameters()), sum(macs_by_parameter(net, input_shape, images=0).values()))
+    return network_cost(_plain(arch.space, sizes, input_shape, classes, arch.columns), input_shape, images=0)
 
 
 @lru_cache(maxsize=1024)

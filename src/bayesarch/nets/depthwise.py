@@ -5,6 +5,7 @@ makes it worse. The gradient of the input is a forward convolution of the gradie
 gradient of a dilated kernel is that of an undilated one over the d x d interleaved images that the dilation sees.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bayesarch.nets import kernels
-from bayesarch.nets.kernels import SIDES
+from bayesarch.nets.kernels import SIDES, depthwise_gradient
 
 __all__ = ["depthwise", "fused_depthwise", "is_depthwise"]
 
+OfKernels = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(input, gradient of the output, kernels, dilation) -> gradient of the kernels, at stride 1."""
 SMALLEST = 3
 """Side of kernels whose gradients the library computes well, where they are not dilated."""
 
@@ -44,7 +46,7 @@ def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeG
 def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return `conv(x)` for a module that `is_depthwise`, shape of `x`; gradients agree with torch's up to rounding."""
     fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0], 1, False) if fast else conv(x)
+    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0], 1, kernel_gradient) if fast else conv(x)
     return out
 
 
@@ -57,7 +59,7 @@ def fused_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
         return given
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride, True)
+    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride, depthwise_gradient)
     return out
 
 
@@ -65,9 +67,9 @@ class _Depthwise(torch.autograd.Function):
     """Depthwise convolution whose output has the size of its input, or, at stride s, is every s-th pixel of that."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int, ours: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int, of_kernels: OfKernels) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation, ctx.stride, ctx.ours = dilation, stride, ours
+        ctx.dilation, ctx.stride, ctx.of_kernels = dilation, stride, of_kernels
         return _same(x, weight.to(x.dtype), dilation, stride)
 
     @staticmethod
@@ -77,13 +79,9 @@ class _Depthwise(torch.autograd.Function):
             whole = torch.zeros_like(x)
             whole[:, :, :: ctx.stride, :: ctx.stride] = gradient
             gradient = whole
-        of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_x = _same(gradient, weight.flip(2, 3).to(x.dtype), ctx.dilation)
-        if ctx.needs_input_grad[1] and ctx.ours:
-            of_weight = kernels.kernel_gradient(x, gradient, weight.shape[2], ctx.dilation).to(weight.dtype)
-        elif ctx.needs_input_grad[1]:
-            of_weight = kernel_gradient(x, gradient, weight, ctx.dilation)
+        turned = weight.flip(2, 3).to(x.dtype)
+        of_x = _same(gradient, turned, ctx.dilation) if ctx.needs_input_grad[0] else None
+        of_weight = ctx.of_kernels(x, gradient, weight, ctx.dilation) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, None, None, None
 
 

@@ -16,7 +16,6 @@ __all__ = [
     "amounts",
     "candidates",
     "cell",
-    "costs",
     "heatmap",
     "intervals",
     "learning",
@@ -47,11 +46,6 @@ def quiet(axes: Axes) -> None:
     """Leave only the left and bottom spine."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def costs(axes: Axes) -> None:
-    """Label costs on the x axis with prefixes, logarithmically where they differ threefold; call it last."""
-    amounts(axes, "x")
 
 
 def amounts(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -141,7 +135,7 @@ def pareto(record: Mapping[str, Any]) -> str:
                 textcoords="offset points",
                 fontsize=7,
             )
-        costs(axes)
+        amounts(axes, "x")
         axes.set_xlabel(label, fontsize=9)
         quiet(axes)
     figure.axes[0].set_ylabel(record["metric"].replace("_", " "), fontsize=9)

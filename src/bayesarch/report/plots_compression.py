@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bayesarch.report.amounts import tick
-from bayesarch.report.plots import ACCENT, GREY, INK, WARM, costs, quiet, svg
+from bayesarch.report.plots import ACCENT, GREY, INK, WARM, amounts, quiet, svg
 
 __all__ = ["layers", "path"]
 
@@ -27,7 +27,7 @@ def path(metrics: Sequence[Mapping[str, Any]], chosen: int, dense: float) -> str
     for r in metrics:
         if r["epoch"] == chosen:
             axes.plot([r["macs"]], [r["selection_accuracy"]], color=WARM, marker="o", markersize=8, fillstyle="none")
-    costs(axes)
+    amounts(axes, "x")
     axes.invert_xaxis()
     axes.set_xlabel("MACs of one image", fontsize=8)
     axes.set_ylabel("accuracy, selection split", fontsize=8)

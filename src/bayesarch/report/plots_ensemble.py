@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bayesarch.report.plots import ACCENT, GREY, INK, WARM, costs, quiet, svg
+from bayesarch.report.plots import ACCENT, GREY, INK, WARM, amounts, quiet, svg
 
 __all__ = ["confusion", "corruptions", "loss_and_cost", "picture", "reliability", "risk_coverage"]
 
@@ -122,7 +122,7 @@ def loss_and_cost(rows: Sequence[Mapping[str, Any]]) -> str:
         loss = row["nll"]
         spread = [[loss["value"] - loss["low"]], [loss["high"] - loss["value"]]]
         axes.errorbar([row["macs"]], [loss["value"]], spread, fmt="o", color=colour, markersize=5, label=row["path"])
-    costs(axes)
+    amounts(axes, "x")
     axes.set_xlabel("MACs of one image", fontsize=9)
     axes.set_ylabel("NLL, nats", fontsize=9)
     axes.legend(frameon=False, fontsize=7)

@@ -19,7 +19,8 @@ HEAP, LIBRARIES = 3.0, 180 * 2**20
 TIGHT, ABOUT = 1.7, 200 * 2**20
 """The same in a tight heap (`workflows.heap`)."""
 COMPILER = 70 * 2**20
-"""Of the bytes beside: torch's compiler, which torch loads where cells are computed twice, and nothing else does."""
+"""Of the bytes beside, what resident memory grows by with `import torch._dynamo`: torch's compiler, which torch loads
+where cells are computed twice, and nothing else does."""
 CARD = 1.15
 """The same on a GPU, whose allocator keeps blocks for reuse; assumed, not measured."""
 

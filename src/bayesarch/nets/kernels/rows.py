@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from bayesarch.nets.kernels.build import library
 
-__all__ = ["SIDES", "Norm", "Part", "box_mean", "fits", "kernel_gradient", "parts_of", "sum_of"]
+__all__ = ["SIDES", "Norm", "Part", "box_mean", "depthwise_gradient", "fits", "parts_of", "sum_of"]
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 """Types that there are kernels for."""
@@ -120,21 +120,22 @@ def box_mean(x: Tensor) -> Tensor:
     return out
 
 
-def kernel_gradient(x: Tensor, slope: Tensor, side: int, dilation: int) -> Tensor:
-    """Return the gradient of the kernels of a depthwise convolution that keeps the size, shape (C, 1, side, side).
+def depthwise_gradient(x: Tensor, slope: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Return the gradient of the kernels of a depthwise convolution that keeps the size, shape and type of `weight`.
 
     Args:
         x: what was convolved, shape (B, C, H, W).
         slope: the gradient of the output, shape of x.
-        side: of the kernels, one of `SIDES`.
-        dilation: d; x is padded by d (side - 1) / 2 zeros.
+        weight: the kernels, shape (C, 1, k, k), k of `SIDES`; only their shape and type matter.
+        dilation: d; x is padded by d (k - 1) / 2 zeros.
     """
     x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope.to(x.dtype)))
     images, channels, height, width = x.shape
+    side = weight.shape[2]
     found = torch.empty(side, side, channels, dtype=torch.float64)
     run, sizes = getattr(library(), f"kernel_{SUFFIX[x.dtype]}"), (height, width, channels, side, dilation)
     run(ctypes.c_int64(images), *sizes, _threads(x.numel()), _pointer(x), _pointer(slope), _pointer(found))
-    return found.permute(2, 0, 1).unsqueeze(1).to(_working(x.dtype)).contiguous()
+    return found.permute(2, 0, 1).unsqueeze(1).to(weight.dtype).contiguous()
 
 
 class _Leave(torch.autograd.Function):

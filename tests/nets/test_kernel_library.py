@@ -1,0 +1,71 @@
+"""The library of kernels: compiled once and whole, by what compiler there is, with the threads of torch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bayesarch.errors import DeviceError
+from bayesarch.nets.kernels import box_mean, build, library
+from bayesarch.nets.operations import OPERATIONS
+from helpers import needs_cc
+
+pytestmark = needs_cc
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """No library is known, and the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.cache_clear()
+    yield tmp_path / "bayesarch"
+    library.cache_clear()
+
+
+def test_the_library_is_compiled_once_and_whole(fresh, monkeypatch):
+    library()
+    (path,) = fresh.glob("*")
+    made = path.stat().st_mtime_ns
+    library.cache_clear()
+    library()
+    assert path.stat().st_mtime_ns == made
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS + " -DOTHER")
+    library.cache_clear()
+    library()
+    assert len(list(fresh.glob("*"))) == 2
+
+
+def test_a_compiler_that_is_not_there_or_fails_is_named(fresh, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(DeviceError, match=r"needs a C compiler, and no-such-compiler was not found.*set CC"):
+        library()
+    monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"no kernels today\")'")
+    with pytest.raises(DeviceError, match="no kernels today"):
+        library()
+    assert not list(fresh.glob("*"))
+
+
+def test_ways_of_lesser_compilers_are_tried(fresh, monkeypatch):
+    """A compiler without OpenMP gives a library of one thread, which computes the same."""
+    script = fresh.parent / "cc"
+    script.write_text('#!/bin/sh\ncase "$*" in *openmp*) echo no threads >&2; exit 1;; esac\nexec cc "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    x = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(box_mean(x), OPERATIONS["avg_pool_3x3"].free(x))
+    (path,) = fresh.glob("*.so")
+    assert "GOMP" not in subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+
+
+def test_threads_are_those_of_torch():
+    """One pool of threads: a second would wait in the way of the first."""
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from bayesarch.nets.kernels import box_mean\n"
+        "box_mean(torch.rand(8, 16, 32, 32)); torch.rand(512, 512) @ torch.rand(512, 512)\n"
+        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 1
