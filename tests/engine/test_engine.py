@@ -146,6 +146,24 @@ def test_the_optimiser_holds_what_the_network_holds(tmp_path):
     assert held <= {id(p) for p in engine.net.parameters()}
 
 
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_steps_are_those_of_torchs_optimiser(momentum, nesterov, generator):
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    words = {"momentum": momentum, "weight_decay": 0.01, "nesterov": nesterov}
+    mine, theirs = Weights(nets[0], **words, clip=0.0), torch.optim.SGD(nets[1].parameters(), lr=1.0, **words)
+    for step in range(4):
+        x = torch.randn(5, 3, generator=generator)
+        for net in nets:
+            net.zero_grad()
+            net(x).square().mean().backward()
+        theirs.param_groups[0]["lr"] = 0.1 / (1 + step)
+        mine.step(0.1 / (1 + step))
+        theirs.step()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_clipping(generator):
     net = nn.Linear(3, 2)
     weights = Weights(net, momentum=0.0, weight_decay=0.0, nesterov=False, clip=0.5)

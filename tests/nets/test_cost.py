@@ -130,3 +130,12 @@ def test_pricing_leaves_the_global_stream_where_it_was():
     before = torch.get_rng_state()
     option_costs(NB201, sizes, (3, 8, 8), 4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pricing_all_options_computes_nothing(monkeypatch):
+    seen = []
+    hooked = torch.nn.Module.__call__
+    monkeypatch.setattr(torch.nn.Conv2d, "__call__", lambda conv, x: seen.append(len(x)) or hooked(conv, x))
+    option_costs(NB201, tidy_sizes(NB201, {"channels": 9}), (3, 8, 8), 4)
+    assert seen
+    assert set(seen) == {0}

@@ -34,6 +34,10 @@ def test_the_library_is_compiled_once_and_whole(fresh, monkeypatch):
     library.cache_clear()
     library()
     assert len(list(fresh.glob("*"))) == 2
+    monkeypatch.setattr(build, "_processor", lambda: b"another")  # a home that two machines share
+    library.cache_clear()
+    library()
+    assert len(list(fresh.glob("*"))) == 3
 
 
 def test_a_compiler_that_is_not_there_or_fails_is_named(fresh, monkeypatch):

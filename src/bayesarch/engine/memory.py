@@ -111,26 +111,11 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Any)
     if not torch.is_grad_enabled():
         return function(*inputs)
 
-    def contexts() -> tuple[AbstractContextManager[Any], _Again]:
-        return nullcontext(), _Again(partial(_still, module))
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _still(module)  # entered once: whoever goes back twice goes forward twice (`recomputes`)
 
     out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out
-
-
-class _Again:
-    """A context that is entered anew each time: several backward passes through one graph compute cells again each."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._make = make
-        self._entered: list[AbstractContextManager[Any]] = []
-
-    def __enter__(self) -> None:
-        self._entered.append(self._make())
-        self._entered[-1].__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._entered.pop().__exit__(*error)
 
 
 @contextmanager
