@@ -139,3 +139,6 @@ def test_pricing_all_options_computes_nothing(monkeypatch):
     option_costs(NB201, tidy_sizes(NB201, {"channels": 9}), (3, 8, 8), 4)
     assert seen
     assert set(seen) == {0}
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    assert network_cost(net, (3, 8, 8), images=0) == network_cost(net, (3, 8, 8))
+    assert seen[-2:] == [0, 1]
