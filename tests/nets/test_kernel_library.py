@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bayesarch.errors import DeviceError
-from bayesarch.nets.kernels import box_mean, build, library
+from bayesarch.nets.kernels import Norm, box_mean, build, library, norm_relu
 from bayesarch.nets.operations import OPERATIONS
 from helpers import needs_cc
 
@@ -16,8 +17,9 @@ pytestmark = needs_cc
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """No library is known, and the cache is empty."""
+    """No library is known, the cache is empty, and compiling is quick."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS.replace("-O2", "-O0"))
     library.cache_clear()
     yield tmp_path / "bayesarch"
     library.cache_clear()
@@ -60,6 +62,21 @@ def test_ways_of_lesser_compilers_are_tried(fresh, monkeypatch):
     torch.testing.assert_close(box_mean(x), OPERATIONS["avg_pool_3x3"].free(x))
     (path,) = fresh.glob("*.so")
     assert "GOMP" not in subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("flag", ["", " -DPLAIN"], ids=["shuffles", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_compilers_that_cannot_shuffle_vectors_compute_the_same(fresh, monkeypatch, dtype, flag):
+    """31 channels are blocks of 16, 8, 4, 2 and 1."""
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS + flag)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 31, 5, 3, generator=generator).to(dtype=dtype, memory_format=torch.channels_last)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    moments = torch.zeros(31, dtype=wide), torch.ones(31, dtype=wide)
+    mine = norm_relu(x, Norm(*moments, 0.1, 1e-5))
+    theirs = F.relu(F.batch_norm(x.double(), None, None, None, None, True, 0.1, 1e-5))
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=1e-5)
 
 
 def test_threads_are_those_of_torch():

@@ -17,7 +17,7 @@ from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Part, parts_of
+from bayesarch.nets.kernels import Part, fan, parts_of
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
@@ -237,15 +237,14 @@ class MixedCell(nn.Module):
         for g, target, op in leaves.free:
             if op.free is not None and (active is None or g in active):
                 users.setdefault(op.fused or op.free, []).append((g, target))
-        for free, mine in users.items():
-            (made,) = parts_of(free(h), gates, [[g for g, _ in mine]], None)
+        risen, plain = fan(h, len(leaves.stacks), len(users))
+        for (free, mine), x in zip(users.items(), plain, strict=True):
+            (made,) = parts_of(free(x), gates, [[g for g, _ in mine]], None)
             parts.extend(zip([target for _, target in mine], made, strict=True))
-        if leaves.stacks:
-            rectified = torch.relu(h)
-            for key in leaves.stacks:
-                stack = self.stacks[key]
-                assert isinstance(stack, ConvStack)
-                parts.extend(stack.parting(rectified, gates, active))
+        for key, x in zip(leaves.stacks, risen, strict=True):
+            stack = self.stacks[key]
+            assert isinstance(stack, ConvStack)
+            parts.extend(stack.parting(x, gates, active))
         return parts
 
 

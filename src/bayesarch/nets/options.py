@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets.depthwise import depthwise, fused_depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Norm, parts_of
+from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of
 from bayesarch.nets.operations import Free, operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.spaces import Space
@@ -119,12 +119,14 @@ class Options(nn.Module):
         if self.gates_first:
             yield from self.leaving(node, h, gates, active)
             return
-        begun = _Begun(h, fused=True)
+        leaving = []
         for key, (source, users) in self.wiring.items():
             used = [(g, target) for g, target in users if active is None or g in active]
-            if source != node or not used:
-                continue
-            layers, norm = _ending(self.modules_of[key])
+            if source == node and used:
+                leaving.append((used, self.modules_of[key]))
+        begun = _BegunByKernels(h, [_layers(module) for _, module in leaving])
+        for used, module in leaving:
+            layers, norm = _ending(module)
             (parts,) = parts_of(begun.finished(layers), gates, [[g for g, _ in used]], norm)
             yield from zip([target for _, target in used], parts, strict=True)
 
@@ -140,11 +142,10 @@ class _Begun:
 
     Args:
         h: features of the node, shape (B, C, H, W).
-        fused: whether kernels of ours may compute them.
     """
 
-    def __init__(self, h: Tensor, *, fused: bool = False) -> None:
-        self.h, self.fused = h, fused
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
         self._rectified: Tensor | None = None
         self._normalised: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
@@ -152,39 +153,90 @@ class _Begun:
     def finished(self, layers: list[nn.Module]) -> Tensor:
         """Return what an option's layers give."""
         first, second = (*layers, None, None)[:2]
-        out = self.h
         if isinstance(first, nn.ReLU):
-            if self._rectified is None:
-                self._rectified = F.relu(self.h)
-            out, layers = self._rectified, layers[1:]
-        elif isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
-            out, layers = self._of_norm(first), layers[2:]
-        for layer in layers:
-            out = self._fast(layer, out) if self.fused else _usual(layer, out)
-        return out
+            return self.through(layers[1:], self.rectified())
+        if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
+            return self.through(layers[2:], self._of_norm(first))
+        return self.through(layers, self.plain())
 
-    def _fast(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return a layer's output by a kernel of ours, where there is one."""
-        if is_depthwise(layer, strides=(1, 2)):
-            return fused_depthwise(x, layer)
-        if isinstance(layer, Free) and layer.kernel is not None:
-            return layer.kernel(x)
-        return _usual(layer, x)
+    def plain(self) -> Tensor:
+        """Return the features."""
+        return self.h
+
+    def rectified(self) -> Tensor:
+        """Return their positive part."""
+        if self._rectified is None:
+            self._rectified = F.relu(self.h)
+        return self._rectified
+
+    def normalised(self, norm: Norm) -> Tensor:
+        """Return the positive part of normalised features, the same for all norms, of which the first is told."""
+        if self._normalised is None:
+            moments = (norm.mean, norm.var, None, None, True, norm.momentum, norm.eps)
+            self._normalised = F.relu(F.batch_norm(self.h, *moments))
+        return self._normalised
+
+    def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
+        """Return what layers give."""
+        for layer in layers:
+            x = _usual(layer, x)
+        return x
 
     def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
         """Return the positive part of normalised features; this option's norm moves its own statistics."""
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.num_batches_tracked is not None
-        if self._normalised is None or self._batch is None:
+        if self._batch is None:
             self._batch = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
-            # at a momentum of 1 running statistics become those of the batch
-            self._normalised = F.relu(F.batch_norm(self.h, *self._batch, None, None, True, 1.0, norm.eps))
+        # at a momentum of 1 running statistics become those of the batch
+        out = self.normalised(Norm(*self._batch, 1.0, norm.eps))
         with torch.no_grad():
             norm.running_mean.lerp_(self._batch[0], norm.momentum or 0.0)
             norm.running_var.lerp_(self._batch[1], norm.momentum or 0.0)
             norm.num_batches_tracked.add_(1)
-        return self._normalised
+        return out
+
+
+class _BegunByKernels(_Begun):
+    """The same by kernels of ours, which sum the gradients of all options at one go.
+
+    Args:
+        h: features of the node, shape (B, C, H, W).
+        options: the layers of each option that will ask.
+    """
+
+    def __init__(self, h: Tensor, options: Sequence[list[nn.Module]]) -> None:
+        super().__init__(h)
+        self.count = len(options)
+        risen = sum(isinstance(layers[0], nn.ReLU) for layers in options)
+        self._risen, self._plain = map(iter, fan(h, risen, self.count - risen))
+        self._normed: Iterator[Tensor] | None = None
+
+    def plain(self) -> Tensor:
+        return next(self._plain)
+
+    def rectified(self) -> Tensor:
+        return next(self._risen)
+
+    def normalised(self, norm: Norm) -> Tensor:
+        if self._normed is None:
+            self._normed = iter(fan(norm_relu(self.plain(), norm), 0, self.count)[1])
+        return next(self._normed)
+
+    def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
+        while layers:
+            layer, *layers = layers
+            norm = _told(layer) if layers and isinstance(layers[0], nn.ReLU) else None
+            if norm is not None:
+                x, layers = norm_relu(x, norm), layers[1:]
+            elif is_depthwise(layer, strides=(1, 2)):
+                x = fused_depthwise(x, layer)
+            elif isinstance(layer, Free) and layer.kernel is not None:
+                x = layer.kernel(x)
+            else:
+                x = _usual(layer, x)
+        return x
 
 
 def _usual(layer: nn.Module, x: Tensor) -> Tensor:
@@ -201,14 +253,19 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 def _ending(module: nn.Module) -> tuple[list[nn.Module], Norm | None]:
     """Return an option's layers without the norm that it ends with, and that norm, which has been told of a batch."""
     layers = _layers(module)
-    last = layers[-1]
-    if not isinstance(last, nn.BatchNorm2d) or last.affine or last.momentum is None or not last.training:
-        return layers, None
-    assert last.running_mean is not None
-    assert last.running_var is not None
-    assert last.num_batches_tracked is not None
-    last.num_batches_tracked.add_(1)
-    return layers[:-1], Norm(last.running_mean, last.running_var, last.momentum, last.eps)
+    norm = _told(layers[-1])
+    return layers if norm is None else layers[:-1], norm
+
+
+def _told(layer: nn.Module) -> Norm | None:
+    """Return a layer that is a norm without scale and shift, in training, having told it of a batch; or None."""
+    if not isinstance(layer, nn.BatchNorm2d) or layer.affine or layer.momentum is None or not layer.training:
+        return None
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.num_batches_tracked is not None
+    layer.num_batches_tracked.add_(1)
+    return Norm(layer.running_mean, layer.running_var, layer.momentum, layer.eps)
 
 
 def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:

@@ -1,6 +1,29 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
-from bayesarch.nets.kernels.rows import SIDES, Norm, Part, box_mean, depthwise_gradient, fits, parts_of, sum_of
+from bayesarch.nets.kernels.rows import (
+    SIDES,
+    Norm,
+    Part,
+    box_mean,
+    depthwise_gradient,
+    fan,
+    fits,
+    norm_relu,
+    parts_of,
+    sum_of,
+)
 
-__all__ = ["SIDES", "Norm", "Part", "box_mean", "depthwise_gradient", "fits", "library", "parts_of", "sum_of"]
+__all__ = [
+    "SIDES",
+    "Norm",
+    "Part",
+    "box_mean",
+    "depthwise_gradient",
+    "fan",
+    "fits",
+    "library",
+    "norm_relu",
+    "parts_of",
+    "sum_of",
+]

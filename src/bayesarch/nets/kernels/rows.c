@@ -13,6 +13,12 @@
 #define BLOCK 16  /* channels that are taken together: what the widest registers hold */
 #define CHUNK 128 /* rows that are summed in the working type before they go to a sum in double */
 
+#if defined(__has_builtin) && !defined(PLAIN)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(f) JOIN(f, SUFFIX)

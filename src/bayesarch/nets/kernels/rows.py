@@ -21,12 +21,14 @@ from torch.autograd.function import once_differentiable
 
 from bayesarch.nets.kernels.build import library
 
-__all__ = ["SIDES", "Norm", "Part", "box_mean", "depthwise_gradient", "fits", "parts_of", "sum_of"]
+__all__ = ["SIDES", "Norm", "Part", "box_mean", "depthwise_gradient", "fan", "fits", "norm_relu", "parts_of", "sum_of"]
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 """Types that there are kernels for."""
 SIDES = (3, 5, 7)
 """Sides of depthwise kernels."""
+BLOCK = 16
+"""Values that the kernels take together."""
 SMALL = 2**15
 """Values that one thread deals with, as in torch."""
 
@@ -111,6 +113,29 @@ def sum_of(parts: Sequence[Part]) -> Tensor:
     for tensor in stand[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     out: Tensor = _Sum.apply(parts, *[tensor.to(dtype) for tensor in stand])
+    return out
+
+
+def fan(x: Tensor, risen: int, plain: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return x for each of those that take its positive part, and for those that take it as it is.
+
+    Each has a tensor of its own on shared memory, never to be written to; their gradients are summed in one pass.
+
+    Args:
+        x: shape (B, C, H, W).
+        risen: how many take the positive part; some may be left unused.
+        plain: how many take x; likewise.
+    """
+    if not risen and plain < 2:
+        return [], [x] * plain
+    found: tuple[Tensor, ...] = _Fan.apply(_in_rows(x), risen, plain)
+    return list(found[:risen]), list(found[risen:])
+
+
+def norm_relu(x: Tensor, norm: Norm) -> Tensor:
+    """Return the positive part of x normalised by the moments of its channels, shape of x, channels last."""
+    x = _in_rows(x)
+    out: Tensor = _Rise.apply(x, _moments(x.detach(), norm))
     return out
 
 
@@ -213,6 +238,85 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         slope = _in_rows(slope)
         return (None, *[slope] * ctx.n)
+
+
+class _Fan(torch.autograd.Function):
+    """From one tensor to all that take it, and back from their gradients, those that there are, to its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, risen: int, plain: int) -> tuple[Tensor, ...]:
+        y = x.relu() if risen else None
+        ctx.risen, ctx.like = risen, (x.shape, x.dtype)
+        ctx.save_for_backward(y)
+        ctx.set_materialize_grads(False)
+        return (*[y.detach() for _ in range(risen) if y is not None], *[x.detach() for _ in range(plain)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, None, None]:
+        (y,) = ctx.saved_tensors
+        shape, dtype = ctx.like
+        first, second = (
+            [_in_rows(g.to(dtype)) for g in mine if g is not None]
+            for mine in (slopes[: ctx.risen], slopes[ctx.risen :])
+        )
+        mine = [*first, *second]
+        if not mine:
+            return None, None, None
+        dx = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        steps = [_step(slope) for slope in mine]
+        rows, width, far = shape.numel() // shape[1], shape[1], 0 if y is None else _step(y)
+        if shape.numel() % BLOCK == 0 and {width} >= {*steps, far or width}:
+            # nothing lies between: what is done to values alone may take them by whole blocks
+            rows, width, steps, far = shape.numel() // BLOCK, BLOCK, [BLOCK] * len(mine), BLOCK
+        getattr(library(), f"fan_{SUFFIX[dtype]}")(
+            len(mine),
+            len(first),
+            _pointers(mine),
+            _longs(steps),
+            _pointer(y),
+            ctypes.c_int64(far),
+            ctypes.c_int64(rows),
+            width,
+            _threads(shape.numel()),
+            _pointer(dx),
+        )
+        return dx, None, None
+
+
+class _Rise(torch.autograd.Function):
+    """The positive part of what is normalised: kept are what it was made of, and two numbers a channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, moments: Moments) -> Tensor:
+        channels = x.shape[1]
+        ctx.moments, ctx.room = moments, torch.empty(2 * channels, dtype=_working(x.dtype))
+        ctx.save_for_backward(x)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        sizes = (ctypes.c_int64(x.numel() // channels), channels, _threads(x.numel()))
+        run = getattr(library(), f"rise_{SUFFIX[x.dtype]}")
+        run(_pointer(x), ctypes.c_int64(_step(x)), *map(_pointer, moments), *sizes, _pointer(ctx.room), _pointer(out))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        slope, channels = _in_rows(slope), x.shape[1]
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        getattr(library(), f"rise_back_{SUFFIX[x.dtype]}")(
+            _pointer(x),
+            ctypes.c_int64(_step(x)),
+            _pointer(slope),
+            ctypes.c_int64(_step(slope)),
+            *map(_pointer, ctx.moments),
+            ctypes.c_int64(x.numel() // channels),
+            channels,
+            _threads(x.numel()),
+            _pointer(ctx.room),
+            _pointer(dx),
+        )
+        return dx, None
 
 
 class _Box(torch.autograd.Function):
