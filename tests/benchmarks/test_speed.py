@@ -110,6 +110,7 @@ def test_the_short_form_measures_rows(tmp_path, monkeypatch):
     out = tmp_path / "speed.json"
     peaks = {"ours": 1.0, "published": 2.0, "fused": 0.5, "fused, bf16": 0.25}
     monkeypatch.setattr(speed, "peak_of", lambda which, name, given: peaks[which])
+    monkeypatch.setattr(speed, "SHORT", {"nb201": speed.SHORT["nb201"]})  # `make speed` measures all of them
     rows = [word for row in ("nb201", "augmentation", "fused") for word in ("--row", row)]
     monkeypatch.setattr("sys.argv", ["speed.py", "--short", *rows, "--out", str(out)])
     speed.main()
@@ -194,8 +195,9 @@ def test_rows_on_the_machine_are_measured():
 
 
 def test_a_whole_search_stands_beside_a_hundred_epochs():
-    row = {"epochs": 41, "seconds": {"ours, bpnas, whole": 300.0, "ours, drnas": 600.0, "published": 1500.0}}
+    searches = {"BPNAS": {"epochs": 41, "seconds": 300.0, "selection_accuracy": 0.625}}
+    row = {"searches": searches, "seconds": {"ours, drnas": 600.0, "published": 1500.0}}
     record = {"rows": {"search": row}}
     page = "\n".join(speed_part(record, lambda head, body: f"{head}{body}", lambda record: "here"))
-    assert "41 epochs" in page
-    assert "['our DrNAS, 100 epochs', '600', '0.50'], ['the published step, 100 epochs', '1500', '0.20']" in page
+    assert "['BPNAS, 41 epochs to one operation per edge', '300', '0.20', '0.50', '62.5']" in page
+    assert "['the published step, 100 epochs', '1500', '', '', '']" in page
