@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from bayesarch.nets import Supernet
 from bayesarch.nets.depthwise import fused_depthwise, is_depthwise
-from bayesarch.nets.kernels import Norm, box_mean, fits, parts_of, rows, sum_of
+from bayesarch.nets.kernels import Norm, box_mean, fits, parts_of, sum_of
+from bayesarch.nets.kernels import images as kernel_images
 from bayesarch.nets.operations import OPERATIONS
 from bayesarch.spaces import SPACES
 from helpers import needs_cc
@@ -322,8 +323,8 @@ def test_a_supernet_computes_the_same(space, ways, active):
 
 @pytest.mark.parametrize("space", ["nb201", "darts"])
 def test_means_over_windows_are_taken_by_the_kernel(space, monkeypatch, generator):
-    calls, whole = [], rows._Box.forward
-    monkeypatch.setattr(rows._Box, "forward", staticmethod(lambda *words: calls.append(1) or whole(*words)))
+    calls, whole = [], kernel_images._Box.forward
+    monkeypatch.setattr(kernel_images._Box, "forward", staticmethod(lambda *words: calls.append(1) or whole(*words)))
     net = Supernet(SPACES[space], input_shape=(3, 9, 8), classes=4, sizes=SIZES[space], generator=generator)
     x, gates = torch.rand(4, 3, 9, 8), torch.rand(1, 1, net.space.n_options)
     net(x, gates)

@@ -1,12 +1,10 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
+from bayesarch.nets.kernels.images import SIDES, box_mean, depthwise_gradient
 from bayesarch.nets.kernels.rows import (
-    SIDES,
     Norm,
     Part,
-    box_mean,
-    depthwise_gradient,
     fan,
     fits,
     norm_relu,

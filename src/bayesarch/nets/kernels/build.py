@@ -17,7 +17,7 @@ from bayesarch.errors import DeviceError
 
 __all__ = ["library"]
 
-SOURCES = ("rows.c", "rows.h")
+SOURCES = ("rows.c", "passes.h", "block.h", "rows.h", "images.h")
 FLAGS = "-O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fopenmp", "-march=native", "")
 """What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""

@@ -1,7 +1,7 @@
 /* Passes over rows of channels that a gated sum and its gradients need, in as few readings of memory as there can be.
 
    A tensor of shape (B, C, H, W) with its channels last is B H W rows of C values: row r begins at x + r * step, where
-   step is at least C. This file takes `rows.h` once for each type: float, double, and bf16 (16 bits, computed in float).
+   step is at least C. This file takes `passes.h` once for each type: float, double, and bf16 (16 bits, computed in float).
    Rows are dealt out to threads in equal parts, and sums of parts are added in the order of the threads, so that runs on
    equally many threads are equal to the bit. */
 
@@ -43,7 +43,7 @@ INLINE halves narrowed(floats y) { /* to the nearest, ties to even */
 #define SUFFIX f32
 #define WIDE(x) (x)
 #define NARROW(y) (y)
-#include "rows.h"
+#include "passes.h"
 
 #define T double
 #define ROW doubles
@@ -52,7 +52,7 @@ INLINE halves narrowed(floats y) { /* to the nearest, ties to even */
 #define SUFFIX f64
 #define WIDE(x) (x)
 #define NARROW(y) (y)
-#include "rows.h"
+#include "passes.h"
 
 #define T uint16_t
 #define ROW halves
@@ -61,4 +61,4 @@ INLINE halves narrowed(floats y) { /* to the nearest, ties to even */
 #define SUFFIX bf16
 #define WIDE(x) widened(x)
 #define NARROW(y) narrowed(y)
-#include "rows.h"
+#include "passes.h"

@@ -1,0 +1,68 @@
+"""What kernels are told of tensors: types, how rows of channels lie, addresses, threads."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK", "SUFFIX", "in_rows", "ints", "longs", "pointer", "pointers", "step", "threads", "working"]
+
+SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+"""Types that there are kernels for."""
+BLOCK = 16
+"""Values that the kernels take together."""
+SMALL = 2**15
+"""Values that one thread deals with, as in torch."""
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that a kernel computes in, which is that of gates and running moments."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """Return x as rows of channels: as it is, where it is."""
+    return x if step(x) else x.contiguous(memory_format=torch.channels_last)
+
+
+def step(x: Tensor) -> int:
+    """Return how far it is from pixel to pixel, where it is equally far everywhere and channels lie together, or 0."""
+    sizes, strides = x.shape, x.stride()
+    if strides[1] != 1 and sizes[1] != 1:
+        return 0
+    far, count = 0, 1
+    for axis in (3, 2, 0):
+        if sizes[axis] > 1:
+            far = far or strides[axis] // count
+            if not far or strides[axis] != far * count:
+                return 0
+        count *= sizes[axis]
+    far = far or sizes[1]
+    return far if far >= sizes[1] else 0
+
+
+def threads(values: int) -> int:
+    """Return how many threads deal with so many values."""
+    return torch.get_num_threads() if values > SMALL else 1
+
+
+def pointer(x: Tensor | None) -> ctypes.c_void_p:
+    """Return where a tensor begins; null for none."""
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """Return where tensors begin."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def ints(numbers: Sequence[int]) -> Any:
+    """Return C ints."""
+    return (ctypes.c_int * len(numbers))(*numbers)
+
+
+def longs(numbers: Sequence[int]) -> Any:
+    """Return C integers of 64 bits."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)

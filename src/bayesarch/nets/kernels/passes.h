@@ -1,0 +1,16 @@
+/* All passes for one type. Part of rows.c. */
+
+#include "block.h"
+#include "rows.h"
+#include "images.h"
+
+#undef ROWS
+#undef BLOCKS
+#undef CHUNKS
+#undef T
+#undef ROW
+#undef V
+#undef A
+#undef SUFFIX
+#undef WIDE
+#undef NARROW
