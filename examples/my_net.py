@@ -39,7 +39,7 @@ if __name__ == "__main__":
         "digits",
         space="module",
         method="pgnas",
-        set={"space.path": f"{__file__}:Net", "engine.epochs": 15, "method.candidates": 30},
+        set={"space.path": f"{__file__}:Net", "engine.epochs": 10, "method.candidates": 15},
         out=tempfile.mkdtemp() + "/run",
     )
     small = run.network()

@@ -23,3 +23,21 @@ def shared_data() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """The command line in this process: arguments -> what it prints. For what is printed, not for how it starts."""
+    from bayesarch.cli import main
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr("sys.argv", ["bayesarch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert (left.value.code or 0) == code, f"{arguments}\n{said.err}"
+        return said
+
+    return run

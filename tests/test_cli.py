@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import bayesarch as ba
-from bayesarch.cli import main
 from bayesarch.terminal import print_samples
 
 
@@ -22,21 +21,6 @@ def run(*arguments, check=None):
     if check is not None:
         assert done.returncode == check, done.stderr
     return done
-
-
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """The command line in this process: arguments -> what it prints. For what is printed, not for how it starts."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-
-    def run_here(*arguments):
-        monkeypatch.setattr("sys.argv", ["bayesarch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert left.value.code in (0, None)
-        return capsys.readouterr()
-
-    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -106,31 +90,31 @@ def test_show_and_status_need_no_torch(finished):
     assert "finished" in shown.stdout
 
 
-def test_status_of_no_run_is_that_of_the_runs_here(finished, tmp_path, here, monkeypatch):
+def test_status_of_no_run_is_that_of_the_runs_here(finished, tmp_path, typed, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "runs" / "one")
     monkeypatch.chdir(tmp_path)
-    where, _, row, note = here("status").out.splitlines()
+    where, _, row, note = typed("status").out.splitlines()
     assert where == "1 run in runs"
     assert row.startswith("one  search, bpnas in toy  planted  finished ")
     assert "selection split" in note
 
 
-def test_runs_are_written_for_tensorboard(finished, tmp_path, here):
+def test_runs_are_written_for_tensorboard(finished, tmp_path, typed):
     shutil.copytree(finished[0], tmp_path / "one")
-    said = here("tensorboard", tmp_path).out
+    said = typed("tensorboard", tmp_path).out
     count = len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines())
     assert said == f"{count} records of 1 run written; see them with: tensorboard --logdir {tmp_path}\n"
     assert list((tmp_path / "one" / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_json_is_json_and_nothing_else(finished, tmp_path, here):
+def test_json_is_json_and_nothing_else(finished, tmp_path, typed):
     path, _ = finished
-    assert json.loads(here("status", path, "--json").out)["state"] == "finished"
-    (row,) = json.loads(here("status", path.parent, "--json").out)
+    assert json.loads(typed("status", path, "--json").out)["state"] == "finished"
+    (row,) = json.loads(typed("status", path.parent, "--json").out)
     assert (row["of"], row["state"]) == ("bpnas in toy", "finished")
-    shown = json.loads(here("show", path, "--json").out)
+    shown = json.loads(typed("show", path, "--json").out)
     assert shown["posterior"]["mode"] == {"1<-0": ["product"], "2<-0": ["skip"], "2<-1": ["product"]}
-    assert len(json.loads(here("sample", path, "-n", 3, "--seed", 1, "--json").out)) == 3
+    assert len(json.loads(typed("sample", path, "-n", 3, "--seed", 1, "--json").out)) == 3
     searched = run(
         "search", "--data", "planted", "--space", "toy", "--method", "darts", "--out", tmp_path / "r",
         "--set", "engine.epochs=1", "--json", check=0,
@@ -139,30 +123,30 @@ def test_json_is_json_and_nothing_else(finished, tmp_path, here):
     assert searched.stderr == ""
 
 
-def test_dry_run_says_the_price_and_writes_nothing(tmp_path, here):
-    done = here("search", "--dry-run", "--out", tmp_path / "r")
+def test_dry_run_says_the_price_and_writes_nothing(tmp_path, typed):
+    done = typed("search", "--dry-run", "--out", tmp_path / "r")
     assert re.search(r"supernet [\d.]+ k parameters, [\d.]+ M MACs, about \d+ MiB of tensors\n", done.out)
     assert re.search(r"at most 85 epochs of 11 steps of \d+ ms: at most [\d.]+ (s|min|h)", done.out)
     assert not (tmp_path / "r").exists()
     assert "compiling" not in done.out
     ways = ["--set", "engine.recompute=true", "--set", "engine.parts=2", "--memory-limit", "40G"]
     ways += ["--set", "engine.own_pages=true", "--set", "engine.compile=true"]
-    said = here("search", "--dry-run", "--data", "planted", "--space", "toy", *ways).out
+    said = typed("search", "--dry-run", "--data", "planted", "--space", "toy", *ways).out
     assert "MiB of tensors (cells computed twice, batches in 2 parts, pages of their own for large ones)\n" in said
     assert "as options are pruned; measured without compiling, which takes minutes more" in " ".join(said.split())
-    record = json.loads(here("search", "--dry-run", "--json").out)
+    record = json.loads(typed("search", "--dry-run", "--json").out)
     assert record["steps_per_epoch"] == 11
     assert record["memory_bytes"] > 1e6
 
 
-def test_doctor(here):
-    assert "ok     supernet step" in here("doctor").out
-    record = json.loads(here("doctor", "--json").out)
+def test_doctor(typed):
+    assert "ok     supernet step" in typed("doctor").out
+    record = json.loads(typed("doctor", "--json").out)
     assert all(check["passed"] for check in record["checks"])
 
 
-def test_sample_prints_a_table(finished, here):
-    header, *rows = here("sample", finished[0], "-n", 2).out.splitlines()
+def test_sample_prints_a_table(finished, typed):
+    header, *rows = typed("sample", finished[0], "-n", 2).out.splitlines()
     assert header.split() == ["log", "weight", "parameters", "MACs", "architecture"]
     assert [row.split()[-1] for row in rows] == ["|product~0|+|skip~0|product~1|"] * 2
 
@@ -175,13 +159,13 @@ def test_a_sampled_cell_is_printed_in_one_piece(capsys, monkeypatch):
     assert row.split() == ["-1.00", "1,234", "2.00", "M", cell]
 
 
-def test_show_prices_an_architecture(here):
+def test_show_prices_an_architecture(typed):
     text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|"
-    assert "802,426 parameters" in here("show", text).out
-    record = json.loads(here("show", text, "--classes", 100, "--json").out)
+    assert "802,426 parameters" in typed("show", text).out
+    record = json.loads(typed("show", text, "--classes", 100, "--json").out)
     assert record["params"] == 808_276  # the benchmark's count for CIFAR-100
     assert record["connected"]
-    lost = here("show", "|none~0|+|none~0|none~1|", "--space", "toy", "--input-shape", "1,1,8").out
+    lost = typed("show", "|none~0|+|none~0|none~1|", "--space", "toy", "--input-shape", "1,1,8").out
     assert "nothing reaches the output" in lost
 
 
@@ -225,7 +209,7 @@ def bad_inputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path, typed):
     import torch
 
     cases = list(bad_inputs(tmp_path))
@@ -237,13 +221,8 @@ def test_bad_input_is_answered_in_one_line_with_exit_code_2(finished, tmp_path, 
     cases.append((["resume", broken], ["last.safetensors is damaged", "delete it"]))
     if not torch.cuda.is_available():
         cases.append((["search", "--out", tmp_path / "run", "--device", "cuda"], ["--device cuda", "--device cpu"]))
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     for arguments, words in cases:
-        monkeypatch.setattr("sys.argv", ["bayesarch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert left.value.code == 2
-        lines = capsys.readouterr().err.strip().splitlines()
+        lines = typed(*arguments, code=2).err.strip().splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert all(word in lines[0] for word in words), lines[0]

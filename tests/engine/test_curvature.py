@@ -137,9 +137,9 @@ def test_monte_carlo_is_unbiased(net, gates):
     data, generator = Images(), torch.Generator().manual_seed(5)
     exact = gate_curvature(net, gates, data, batch_size=11).gate_h
     draws = torch.stack(
-        [gate_curvature(net, gates, data, batch_size=11, mode="mc", generator=generator).gate_h for _ in range(300)]
+        [gate_curvature(net, gates, data, batch_size=11, mode="mc", generator=generator).gate_h for _ in range(100)]
     )
-    error = draws.std(0) / 300**0.5
+    error = draws.std(0) / 100**0.5
     assert bool(((draws.mean(0) - exact).abs() <= 5 * error + 1e-9).all())
     got = gate_curvature(net, gates, data, batch_size=4, mode="mc", generator=generator)
     assert torch.allclose(got.gate_gradient, naive(net, gates, data)[0], atol=1e-10)

@@ -91,10 +91,10 @@ def test_it_is_the_hessians_diagonal_where_logits_are_linear_in_the_weights():
 
 
 def test_monte_carlo_is_unbiased(net):
-    exact, draws = weight_curvature(net, Images()), 4000
+    exact, draws = weight_curvature(net, Images()), 1500
     found = weight_curvature(net, Images(), mode="mc", draws=draws, generator=torch.Generator().manual_seed(0))
     for name in exact:
-        assert (found[name] - exact[name]).norm() < 0.08 * exact[name].norm(), name
+        assert (found[name] - exact[name]).norm() < 0.12 * exact[name].norm(), name
 
 
 def test_linear_layers_over_tokens():

@@ -25,21 +25,19 @@ CELL_METHODS = [name for name, entry in METHODS.items() if not entry.channels]
 
 @pytest.mark.parametrize(("method", "epochs"), [("darts", 12), ("darts-2nd", 12), ("snas", 12), ("random", 12)])
 def test_the_planted_cell_is_found(method, epochs, tmp_path):
-    """Five of six seeds at least; by chance an argmax is right once in 27."""
-    right = 0
-    for seed in range(6):
+    """With each of three seeds; by chance an argmax is right once in 27."""
+    for seed in range(3):
         engine = make_engine(tmp_path / str(seed), method=method, seed=seed, epochs=epochs).run()
-        right += str(posterior_of(engine).mode()) == PLANTED
-    assert right >= 5
+        assert str(posterior_of(engine).mode()) == PLANTED
 
 
 def test_gdas_finds_the_planted_cell_more_often_than_chance(tmp_path):
     """One-hot draws learn slowly, so less is asked than of the others."""
     right = 0
-    for seed in range(6):
+    for seed in range(4):
         engine = make_engine(tmp_path / str(seed), method="gdas", seed=seed, epochs=24).run()
         right += str(posterior_of(engine).mode()) == PLANTED
-    assert right >= 3  # chance: 3 or more of 6 at 1/27 each, below 1e-3
+    assert right >= 2  # chance: 2 or more of 4 at 1/27 each, below 1e-2
 
 
 # --- DARTS, second order ---------------------------------------------------------------------------------------------
@@ -272,7 +270,7 @@ def test_stages_that_do_not_agree_are_refused(settings):
 def test_every_method_keeps_the_limits(method, tmp_path):
     """Convolutions cost 1 (3 x 3: 9), at most 10 in all: no method would end there by itself."""
     limits = Limits(("cost",), (10.0,), (0.0,), ((0.0, 0.0, 1.0, 9.0, 0.0) * 6,))
-    engine = make_engine(tmp_path, method=method, **SMALL, epochs=8, closing_epochs=1, limits=limits).run()
+    engine = make_engine(tmp_path, method=method, **SMALL, epochs=3, closing_epochs=1, limits=limits).run()
     posterior = posterior_of(engine)
     assert limits.allow(NB201, posterior.mode().picks)
     assert all(limits.allow(NB201, arch.picks) for arch in posterior.sample(50, seed=0))
@@ -337,8 +335,8 @@ def test_ends_in_a_genotype_in_the_space_of_darts(method, tmp_path):
     """Two operations into each node, what was found still there, and nothing else."""
     settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}, "random": {"candidates": 3}}.get(method)
     engine = make_engine(
-        tmp_path, method=method, space="darts", source="digits", sizes={"channels": 4, "layers": 3}, limit=200,
-        epochs=2, closing_epochs=0, settings=settings,
+        tmp_path, method=method, space="darts", source="digits", sizes={"channels": 4, "layers": 3}, limit=100,
+        batch_size=32, epochs=1, closing_epochs=0, settings=settings,
     ).run()  # fmt: skip
     arch = posterior_of(engine).mode()
     assert str(arch).startswith("Genotype(")
@@ -352,8 +350,8 @@ def test_ends_in_a_genotype_in_the_space_of_darts(method, tmp_path):
 def test_keeps_one_operation_or_none_where_any_number_may_stay(method, tmp_path):
     settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}}.get(method)
     engine = make_engine(
-        tmp_path, method=method, space="tree-cell", source="digits", sizes={"channels": 4, "alpha": 6}, limit=200,
-        epochs=2, closing_epochs=0, settings=settings,
+        tmp_path, method=method, space="tree-cell", source="digits", sizes={"channels": 4, "alpha": 6}, limit=100,
+        batch_size=32, epochs=1, closing_epochs=0, settings=settings,
     ).run()  # fmt: skip
     arch = posterior_of(engine).mode()
     assert max(map(len, arch.picks)) == 1

@@ -28,25 +28,23 @@ def test_contract(name):
 
 @pytest.mark.parametrize("method", ["bpnas", "drnas"])
 def test_the_planted_cell_is_found(method, tmp_path):
-    """11 of 12 seeds at least; the planted cell is the only one of its class, .21 in accuracy above the next."""
+    """With each of five seeds; the planted cell is the only one of its class, .21 in accuracy above the next."""
     settings = {"bpnas": {"reopen_steps": 0}}.get(method)
-    right = 0
-    for seed in range(12):
+    for seed in range(5):
         epochs = 80 if method == "bpnas" else 12
         engine = make_engine(tmp_path / str(seed), method=method, seed=seed, epochs=epochs, settings=settings).run()
-        right += str(posterior_of(engine).mode()) == PLANTED
-    assert right >= 11
+        assert str(posterior_of(engine).mode()) == PLANTED
 
 
 def test_training_weights_alone_does_not_find_it(tmp_path):
     """The control: beliefs never move, so the argmax is that of the random start."""
     right = 0
-    for seed in range(12):
+    for seed in range(5):
         engine = make_engine(
             tmp_path / str(seed), method="drnas", seed=seed, epochs=3, settings={"alpha_lr": 1e-12}
         ).run()
         right += str(posterior_of(engine).mode()) == PLANTED
-    assert right <= 3  # chance is 1 in 27; 4 or more of 12 by chance: below 1e-3
+    assert right <= 2  # chance is 1 in 27; 3 or more of 5 by chance: below 1e-3
 
 
 def test_bilevel_step_equals_torch_optimisers(generator):

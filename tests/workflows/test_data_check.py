@@ -95,20 +95,13 @@ def test_arrays_are_checked_too(tmp_path):
     assert check_data("digits")["splits"]["train"].keys() == set("0123456789")
 
 
-def test_the_command(clean, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "bayesarch", "data", "check", *map(str, arguments)], capture_output=True, text=True
-        )
-
-    fine = run(clean)
-    assert fine.returncode == 0
-    assert "try: bayesarch search --data" in fine.stdout
+def test_the_command(clean, tmp_path, typed):
+    assert "try: bayesarch search --data" in typed("data", "check", clean).out
     (clean / "train" / "cat" / "x.txt").write_text("x")
-    bad = run(clean)
-    assert bad.returncode == 1
-    assert "fault" in bad.stdout
-    assert json.loads(run(clean, "--json").stdout)["usable"] is False
-    none = run(tmp_path / "nothing")
+    assert "fault" in typed("data", "check", clean, code=1).out
+    assert json.loads(typed("data", "check", clean, "--json", code=1).out)["usable"] is False
+    none = subprocess.run(
+        [sys.executable, "-m", "bayesarch", "data", "check", str(tmp_path / "nothing")], capture_output=True, text=True
+    )
     assert none.returncode == 2
     assert "no data set, file or folder" in none.stderr

@@ -25,7 +25,7 @@ from bayesarch.workflows.whole import RunListener
 from helpers import split_of
 
 SMALL = {
-    "train.epochs": 2, "ensemble.reference": False, "ensemble.restart_epochs": 4, "ensemble.shared_epochs": 4,
+    "train.epochs": 2, "ensemble.reference": False, "ensemble.restart_epochs": 2, "ensemble.shared_epochs": 2,
 }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_where_all_fail_that_is_said(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_ensemble_ends_with_the_same_members(run, made, tmp_path):
+def test_a_killed_ensemble_ends_with_the_same_members(run, made, tmp_path, fog_alone):
     command = [sys.executable, "-m", "bayesarch", "ensemble", run.path, "--from", "neighbours", "--members", "3"]
     command += ["--seed", "1", "--out", str(tmp_path / "broken"), "--json"]
     command += [f"--set={key}={value}" for key, value in {**SMALL, "ensemble.reference": True}.items()]
@@ -293,7 +293,7 @@ def test_without_ray_its_absence_is_named(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_road_goes_on_where_it_was(tmp_path):
+def test_the_whole_road_goes_on_where_it_was(tmp_path, fog_alone, here):
     given = {
         "space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 0, "method.name": "gdas", "data.limit": 400,
         "ensemble.candidates": "deepens", "ensemble.members": 2, "ensemble.reference": False, "train.epochs": 1,

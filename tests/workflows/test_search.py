@@ -320,14 +320,23 @@ def test_every_error_is_one_of_ours():
         assert issubclass(kind, BayesarchError)
 
 
+@pytest.fixture(scope="module")
+def mnist(shared_data, tmp_path_factory):
+    """The first digits of both given sets: reading all of them takes longer than a search."""
+    path = tmp_path_factory.mktemp("mnist") / "mnist.npz"
+    with np.load(shared_data / "mnist.npz") as whole:
+        np.savez(path, **{name: whole[name][:1000] for name in ("x_train", "y_train", "x_test", "y_test")})
+    return path
+
+
 @pytest.mark.parametrize("method", [name for name, entry in ba.METHODS.items() if not entry.channels])
-def test_every_method_ends_in_a_posterior_on_mnist(method, shared_data, tmp_path):
+def test_every_method_ends_in_a_posterior_on_mnist(method, mnist, tmp_path):
     """A short search on real images, with given test set; what it found is a network that runs."""
     settings = {"space.channels": 4, "space.cells": 1, "engine.epochs": 2, "engine.closing_epochs": 1}
     settings |= {"method.reopen_steps": 1} if method == "bpnas" else {}
     with Progress() as progress:
         run = ba.search(
-            shared_data / "mnist.npz", method=method, limit=300, out=tmp_path / "run", set=settings,
+            mnist, method=method, limit=300, out=tmp_path / "run", set=settings,
             listener=progress.listener,
         )  # fmt: skip
         assert f"epoch {run.metrics[-1]['epoch']:g}  loss " in str(progress._bar.tasks[0].fields["text"])

@@ -11,7 +11,7 @@ from bayesarch.workflows import limits, search
 from bayesarch.workflows.job import prepare
 from bayesarch.workflows.limits import in_full
 
-QUICK = {"space.channels": 4, "engine.epochs": 6, "engine.closing_epochs": 1}
+QUICK = {"space.channels": 4, "engine.epochs": 3, "engine.closing_epochs": 1}
 
 
 @pytest.mark.parametrize("method", ["bpnas", "gdas"])
@@ -133,7 +133,7 @@ def test_the_best_so_far_is_there_while_a_search_runs(tmp_path):
     ba.search(
         "digits", limit=300, method="darts", out=tmp_path / "run", set=QUICK, listener=Listener(on_round=on_round)
     )
-    assert len(seen) == 7
+    assert len(seen) == 4
     assert ba.open_run(tmp_path / "run").best == seen[-1]
 
 
