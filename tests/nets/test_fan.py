@@ -45,15 +45,16 @@ def test_some_may_be_left_unused(unused):
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("first", ["wide", "other order", "expanded"])
-def test_gradients_lie_as_they_like(first):
-    """A part of wider rows, channels first, or one value everywhere; beside a gradient that is as it should be."""
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("lie", ["wide", "other order", "expanded"])
+def test_gradients_lie_as_they_like(lie, place):
+    """A part of wider rows, channels first, or one value everywhere; beside gradients that are as they should be."""
     slope = {
         "wide": images(2, 24, 4, 4, seed=5)[:, 8:16],
         "other order": images(2, 8, 4, 4, seed=5).contiguous(),
         "expanded": torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64).expand(2, 8, 4, 4),
-    }[first]
-    slopes = [slope, images(2, 8, 4, 4, seed=6), slope]
+    }[lie]
+    slopes = [slope if k == place else images(2, 8, 4, 4, seed=k + 6) for k in range(3)]
     mine, theirs = (passed(way, images(2, 8, 4, 4), 2, 1, slopes)[1] for way in (fan, naive))
     torch.testing.assert_close(mine, theirs)
 
@@ -104,14 +105,14 @@ def test_a_second_derivative_is_refused():
         slope.sum().backward()
 
 
-def test_gradients_of_values_alone_are_taken_by_whole_blocks(monkeypatch):
-    """Where nothing lies between pixels; the result is the same as by channels (above)."""
+def test_gradients_that_there_are_are_taken_by_whole_blocks(monkeypatch):
+    """By blocks where nothing lies between pixels; the result is the same as by channels (above)."""
     seen = []
     library = kernels.rows.library()
 
     class Spy:
         def fan_f64(self, *given):
-            seen.append(given[7])
+            seen.append((given[0], given[7]))
             return library.fan_f64(*given)
 
     monkeypatch.setattr(kernels.rows, "library", lambda: Spy())
@@ -119,4 +120,5 @@ def test_gradients_of_values_alone_are_taken_by_whole_blocks(monkeypatch):
     passed(fan, images(2, 8, 4, 4), 1, 1, slopes)
     passed(fan, images(2, 5, 3, 3), 1, 1, [images(2, 5, 3, 3), images(2, 5, 3, 3)])
     passed(fan, images(2, 8, 4, 4), 1, 1, [slopes[0], images(2, 24, 4, 4)[:, :8]])
-    assert seen == [16, 5, 8]
+    passed(fan, images(2, 8, 4, 4), 2, 2, [None, *slopes, None])
+    assert seen == [(2, 16), (2, 5), (2, 8), (2, 16)]

@@ -115,6 +115,9 @@ def test_it_is_used_between_the_convolutions_of_an_option(space, kind, option, m
     assert target == choice.target
     norms = [m for m in options.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(seen) == (1 if space == "darts" else 2)
+    if space == "bayesnas-cell":
+        torch.testing.assert_close(norms[0].running_mean, 0.1 * h.mean((0, 2, 3)))
+        torch.testing.assert_close(norms[0].running_var, 0.9 + 0.1 * h.var((0, 2, 3)))
     assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1]
     twin = Options(found, kind, 4, [column], stride_of=lambda node: 1, affine=False, norm_free=True)
     twin.load_state_dict({k: v for k, v in options.state_dict().items() if "running" not in k}, strict=False)

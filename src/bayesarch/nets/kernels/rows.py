@@ -224,7 +224,7 @@ class _Fan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, risen: int, plain: int) -> tuple[Tensor, ...]:
-        y = x.relu() if risen else None
+        y = x.relu().contiguous(memory_format=torch.channels_last) if risen else None
         ctx.risen, ctx.like = risen, (x.shape, x.dtype)
         ctx.save_for_backward(y)
         ctx.set_materialize_grads(False)
@@ -239,21 +239,19 @@ class _Fan(torch.autograd.Function):
             [in_rows(g.to(dtype)) for g in mine if g is not None] for mine in (slopes[: ctx.risen], slopes[ctx.risen :])
         )
         mine = [*first, *second]
-        if not mine:
-            return None, None, None
         dx = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         steps = [step(slope) for slope in mine]
-        rows, width, far = shape.numel() // shape[1], shape[1], 0 if y is None else step(y)
-        if shape.numel() % BLOCK == 0 and {width} >= {*steps, far or width}:
+        rows, width = shape.numel() // shape[1], shape[1]
+        if shape.numel() % BLOCK == 0 and set(steps) <= {width}:
             # nothing lies between: what is done to values alone may take them by whole blocks
-            rows, width, steps, far = shape.numel() // BLOCK, BLOCK, [BLOCK] * len(mine), BLOCK
+            rows, width, steps = shape.numel() // BLOCK, BLOCK, [BLOCK] * len(mine)
         getattr(library(), f"fan_{SUFFIX[dtype]}")(
             len(mine),
             len(first),
             pointers(mine),
             longs(steps),
             pointer(y),
-            ctypes.c_int64(far),
+            ctypes.c_int64(width),
             ctypes.c_int64(rows),
             width,
             threads(shape.numel()),
