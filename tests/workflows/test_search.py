@@ -128,9 +128,9 @@ def wait_for_records(path: Path, count: int, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(finished, tmp_path):
-    """SIGKILL to a real process, three times in one run; the end equals that of the unbroken run, byte for byte."""
+    """SIGKILL to a real process, twice in one run; the end equals that of the unbroken run, byte for byte."""
     path = tmp_path / "broken"
-    moments = [(1, 0.0), (4, 0.013), (7, 0.05)]
+    moments = [(1, 0.0), (5, 0.013)]
     process = command("search", "--data", "digits", "--limit", 400, "--out", path, *FLAGS)
     for number, (records, pause) in enumerate(moments):
         wait_for_records(path, records, process)
