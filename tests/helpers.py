@@ -21,6 +21,23 @@ from bayesarch.workflows import processes
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="kernels of our own want a C compiler")
 
 
+def images(*shape, dtype=torch.float64, seed=0, mean=0.0, spread=1.0):
+    """Return features of shape (B, C, H, W), channels last, the same for a seed in every type."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread + mean
+    return x.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+@contextmanager
+def on_threads(count):
+    """Torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def make_engine(  # noqa: PLR0913 - a test names what it needs
     folder: Path, *, method="bpnas", space="toy", source="planted", seed=0, observer=None, sizes=None, limit=None,
     settings=None, limits=NO_LIMITS, world=None, device="cpu", **engine

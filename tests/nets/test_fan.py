@@ -5,15 +5,9 @@ import torch
 
 from bayesarch.nets import kernels
 from bayesarch.nets.kernels import fan
-from helpers import needs_cc
+from helpers import images, needs_cc, on_threads
 
 pytestmark = needs_cc
-
-
-def images(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return x.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def passed(way, x, risen, plain, slopes):
@@ -68,13 +62,10 @@ def test_a_part_of_wider_features_is_taken_too():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bf16_is_summed_in_float_and_rounded_once(threads):
-    x, before = images(8, 16, 24, 24, dtype=torch.bfloat16), torch.get_num_threads()
+    x = images(8, 16, 24, 24, dtype=torch.bfloat16)
     slopes = [images(8, 16, 24, 24, seed=k + 1).bfloat16() for k in range(5)]
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         _, mine = passed(fan, x, 3, 2, slopes)
-    finally:
-        torch.set_num_threads(before)
     wide = [slope.float() for slope in slopes]
     first, second = (wide[0] + wide[1] + wide[2]) * (x.float() > 0), wide[3] + wide[4]
     assert mine.dtype == torch.bfloat16

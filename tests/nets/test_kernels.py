@@ -14,7 +14,7 @@ from bayesarch.nets.kernels import Norm, box_mean, fits, parts_of, sum_of
 from bayesarch.nets.kernels import images as kernel_images
 from bayesarch.nets.operations import OPERATIONS
 from bayesarch.spaces import SPACES
-from helpers import needs_cc
+from helpers import images, needs_cc, on_threads
 
 pytestmark = needs_cc
 
@@ -24,13 +24,6 @@ SIZES = {
     "bayesnas-cell": {"channels": 4, "layers": 3},
     "tree-cell": {"channels": 4, "alpha": 6},
 }
-
-
-def images(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(
-        dtype=dtype, memory_format=torch.channels_last
-    )
 
 
 def naive(x, gates, users, running):
@@ -97,24 +90,17 @@ def test_narrower_types_come_as_close_as_they_can(dtype, tolerance, threads):
     """Against torch in float64 on the same values; large enough for several threads."""
     x, gates = images(16, 40, 16, 16).to(dtype), torch.rand(1, 5)
     slope = images(16, 20, 16, 16, seed=3).to(dtype)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         mine = passed(fused, x, gates, [[0, 4], [2]], normed=True, weight=slope)
-    finally:
-        torch.set_num_threads(before)
     theirs = passed(naive, x.double(), gates.double(), [[0, 4], [2]], normed=True, weight=slope.double())
     for a, b in zip(mine, theirs, strict=True):
         assert float((a.double() - b).norm() / b.norm()) < tolerance
 
 
 def test_equal_runs_on_as_many_threads_are_equal():
-    x, gates, before = images(16, 48, 16, 16, dtype=torch.float32), torch.rand(1, 3), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    x, gates = images(16, 48, 16, 16, dtype=torch.float32), torch.rand(1, 3)
+    with on_threads(2):
         runs = [passed(fused, x, gates, [[0], [1], [2]], normed=True) for _ in range(3)]
-    finally:
-        torch.set_num_threads(before)
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 

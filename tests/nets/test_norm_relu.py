@@ -9,15 +9,9 @@ from bayesarch.nets import options as room
 from bayesarch.nets.kernels import Norm, norm_relu
 from bayesarch.nets.options import Options
 from bayesarch.spaces import SPACES
-from helpers import needs_cc
+from helpers import images, needs_cc, on_threads
 
 pytestmark = needs_cc
-
-
-def images(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.7
-    return x.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def naive(x, mean, var):
@@ -38,7 +32,7 @@ def passed(way, x, slope):
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 6), (2, 16, 3, 3), (3, 17, 5, 1), (1, 1, 1, 7), (40, 37, 6, 5)])
 def test_output_gradient_and_running_moments_are_those_of_torch(shape):
-    x, slope = images(*shape), images(*shape, seed=1)
+    x, slope = images(*shape, mean=0.7, spread=2), images(*shape, seed=1)
     for a, b in zip(passed(ours, x, slope), passed(naive, x, slope), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
@@ -66,16 +60,9 @@ def test_gradients_are_those_of_small_differences():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_narrower_types_come_as_close_as_they_can(dtype, tolerance, threads):
     """Against torch in float64 on the same values; large enough for several threads."""
-    x, slope, before = (
-        images(16, 27, 16, 15).to(dtype),
-        images(16, 27, 16, 15, seed=3).to(dtype),
-        torch.get_num_threads(),
-    )
-    torch.set_num_threads(threads)
-    try:
+    x, slope = images(16, 27, 16, 15, mean=0.7, spread=2).to(dtype), images(16, 27, 16, 15, seed=3).to(dtype)
+    with on_threads(threads):
         mine = passed(ours, x, slope)
-    finally:
-        torch.set_num_threads(before)
     for a, b in zip(mine, passed(naive, x.double(), slope.double()), strict=True):
         assert float((a.double() - b).norm() / b.norm()) < tolerance
     assert mine[0].dtype == mine[1].dtype == dtype

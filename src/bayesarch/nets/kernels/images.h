@@ -85,9 +85,6 @@ void NAME(kernel)(int64_t images, int height, int width, int channels, int side,
 #undef WORK_7
 #undef WORK_OF
       }
-  for (int64_t m = 0; m < size; m++) {
-    dkernel[m] = 0;
-    for (int t = 0; t < threads; t++) dkernel[m] += sums[size * t + m];
-  }
+  for (int64_t m = 0; m < size; m++) dkernel[m] = whole(sums, size, threads, m);
   free(sums);
 }

@@ -36,6 +36,13 @@ INLINE halves narrowed(floats y) { /* to the nearest, ties to even */
   return __builtin_convertvector((near & number) | (0x7fc0 & ~number), halves);
 }
 
+/* The sum over threads of what each has at `place` of its `size` sums. */
+static double whole(const double *sums, size_t size, int threads, size_t place) {
+  double sum = 0;
+  for (int t = 0; t < threads; t++) sum += sums[size * t + place];
+  return sum;
+}
+
 #define T float
 #define ROW floats
 #define V floats

@@ -4,7 +4,8 @@
    variance by its unbiased estimate. Sums are of differences to the first row, so that little cancels. */
 void NAME(moments)(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,
                    A *running_mean, A *running_var, double *mean, double *inv) {
-  double *sums = calloc((size_t)2 * channels * threads, sizeof(double));
+  size_t size = (size_t)2 * channels;
+  double *sums = calloc(size * threads, sizeof(double));
 #define ROW_OF(r, j, w)                                         \
   V d = NAME(get)(x + (r) * step + c, w) - first;               \
   s[j] += d;                                                    \
@@ -12,18 +13,14 @@ void NAME(moments)(const T *x, int64_t step, int64_t rows, int channels, int thr
 #define WORK(c, w)                                              \
   V first = NAME(get)(x + c, w), s[4] = {{0}}, q[4] = {{0}};    \
   ROWS(ROW_OF, w)                                               \
-  NAME(add4)(sums + (size_t)2 * channels * t + c, s, w);        \
-  NAME(add4)(sums + (size_t)2 * channels * t + channels + c, q, w);
+  NAME(add4)(sums + size * t + c, s, w);                        \
+  NAME(add4)(sums + size * t + channels + c, q, w);
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
 #undef WORK
   for (int c = 0; c < channels; c++) {
-    double s = 0, q = 0;
-    for (int t = 0; t < threads; t++) {
-      s += sums[(size_t)2 * channels * t + c];
-      q += sums[(size_t)2 * channels * t + channels + c];
-    }
-    double shift = s / rows, var = q / rows - shift * shift;
+    double shift = whole(sums, size, threads, c) / rows;
+    double var = whole(sums, size, threads, channels + c) / rows - shift * shift;
     var = var < 0 ? 0 : var;
     mean[c] = NAME(get)(x + c, 1)[0] + shift;
     inv[c] = 1 / sqrt(var + eps);
@@ -108,11 +105,8 @@ void NAME(back)(int slices, const int *begin, const T **g, const int64_t *g_step
         int place = s * channels + c;
         double first = NAME(get)(x + place, 1)[0], all = 0, along = 0;
         for (int k = begin[s]; k < begin[s + 1]; k++) {
-          double total = 0, product = 0;
-          for (int t = 0; t < threads; t++) {
-            total += sums[size * t + (size_t)2 * k * channels + c];
-            product += sums[size * t + (size_t)(2 * k + 1) * channels + c];
-          }
+          double total = whole(sums, size, threads, (size_t)2 * k * channels + c);
+          double product = whole(sums, size, threads, (size_t)(2 * k + 1) * channels + c);
           product = mean ? (product + (first - mean[place]) * total) * inv[place] : product + first * total;
           all += gates[column[k]] * total;
           along += gates[column[k]] * product;
@@ -179,13 +173,8 @@ void NAME(rise_back)(const T *x, int64_t step, const T *g, int64_t g_step, const
 #undef ROW_OF
 #undef WORK
   for (int c = 0; c < channels; c++) {
-    double total = 0, product = 0;
-    for (int t = 0; t < threads; t++) {
-      total += sums[size * t + c];
-      product += sums[size * t + channels + c];
-    }
-    p[c] = -inv[c] * product / rows;
-    q[c] = -inv[c] * total / rows;
+    p[c] = -inv[c] * whole(sums, size, threads, channels + c) / rows;
+    q[c] = -inv[c] * whole(sums, size, threads, c) / rows;
   }
   free(sums);
 #define WORK(c, w)                                                                          \
