@@ -1,7 +1,9 @@
 """The library of kernels: compiled once and whole, by what compiler there is, with the threads of torch."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,21 @@ def test_the_library_is_compiled_once_and_whole(fresh, monkeypatch):
     library.cache_clear()
     library()
     assert len(list(fresh.glob("*"))) == 3
+
+
+@pytest.mark.parametrize("name", ["rows.c", "block.h", "images.h"])
+def test_a_library_of_other_sources_is_another(fresh, monkeypatch, tmp_path, name):
+    copied = shutil.copytree(Path(build.__file__).parent, tmp_path / "kernels")
+    monkeypatch.setattr(build, "__file__", str(copied / "build.py"))
+    monkeypatch.setattr(build, "_compile", lambda compiler, source, path: path.write_text(source.read_text()))
+    monkeypatch.setattr(build.ctypes, "CDLL", str)
+    first = library()
+    library.cache_clear()
+    assert library() == first
+    with (copied / name).open("a") as file:
+        file.write("\n")
+    library.cache_clear()
+    assert library() != first
 
 
 def test_a_compiler_that_is_not_there_or_fails_is_named(fresh, monkeypatch):

@@ -17,7 +17,8 @@ from bayesarch.errors import DeviceError
 
 __all__ = ["library"]
 
-SOURCES = ("rows.c", "passes.h", "block.h", "rows.h", "images.h")
+SOURCE = "rows.c"
+"""What is compiled; it includes the headers beside it."""
 FLAGS = "-O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fopenmp", "-march=native", "")
 """What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""
@@ -39,12 +40,12 @@ def library() -> ctypes.CDLL:
             "set CC, or leave engine.fused off"
         )
     here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
-    made_of = [(here / name).read_bytes() for name in SOURCES]
+    made_of = [path.read_bytes() for path in sorted(here.glob("*.[ch]"))]
     made_of += [version.stdout, _processor(), FLAGS.encode(), torch.__version__.encode()]
     name = f"rows-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     path = _cache() / name
     if not path.exists():
-        _compile(compiler, here / SOURCES[0], path)
+        _compile(compiler, here / SOURCE, path)
     return ctypes.CDLL(str(path))
 
 
