@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.errors import ConfigError
 from bayesarch.nets import PathDrop, Supernet, build
 from bayesarch.nets.operations import Halving, operation_module
 from bayesarch.nets.pieces import mixed
-from bayesarch.spaces import BAYESNAS_CELL, DARTS, Architecture, tree_cell
+from bayesarch.spaces import BAYESNAS_CELL, DARTS, SPACES, Architecture, tree_cell
 
 SIZES = {"channels": 4, "layers": 3}
 
@@ -63,6 +64,32 @@ def test_halving_sees_every_second_pixel_and_its_neighbour(generator):
     assert out.shape == (1, 5, 3, 3)
     assert torch.allclose(out[:, :2], F.conv2d(x[:, :, ::2, ::2], halving.even.weight))
     assert torch.allclose(out[:, 2:, :2, :2], F.conv2d(x[:, :, 1::2, 1::2], halving.odd.weight))
+
+
+@pytest.mark.parametrize("side", [(6, 8), (5, 5), (6, 7), (1, 2)])
+def test_halving_at_once_is_the_same(side, generator):
+    halving = Halving(3, 5, before=nn.ReLU(), after=nn.BatchNorm2d(5)).double()
+    x = torch.randn(4, 3, *side, generator=generator, dtype=torch.float64)
+    x, found = x.contiguous(memory_format=torch.channels_last).requires_grad_(), []
+    for way in (halving, halving.at_once):
+        out = way(x)
+        slope = torch.ones_like(out).cumsum(1).cumsum(2).sin()
+        found.append([out, *torch.autograd.grad(out, [x, *halving.parameters()], slope)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("space", ["darts", "bayesnas-cell"])
+def test_supernets_halve_at_once(space, monkeypatch, generator):
+    net = Supernet(
+        SPACES[space], input_shape=(3, 9, 8), classes=4, sizes={"channels": 4, "layers": 3}, generator=generator
+    )
+    x, gates = torch.rand(4, 3, 9, 8), torch.rand(1, 1, net.space.n_options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Halving, "forward", Halving.at_once)
+        expected = net(x, gates)
+    monkeypatch.setattr(Halving, "forward", None)  # to call it would fail
+    assert torch.allclose(net(x, gates), expected)
 
 
 def test_operations_of_bayesnas_as_released():

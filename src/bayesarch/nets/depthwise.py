@@ -5,7 +5,6 @@ makes it worse. The gradient of the input is a forward convolution of the gradie
 gradient of a dilated kernel is that of an undilated one over the d x d interleaved images that the dilation sees.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bayesarch.nets.kernels import SIDES, depthwise_gradient
+from bayesarch.nets.kernels import SIDES, depthwise_gradients
 
 __all__ = ["depthwise", "fused_depthwise", "is_depthwise"]
 
-OfKernels = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(input, gradient of the output, kernels, dilation) -> gradient of the kernels, at stride 1."""
 SMALLEST = 3
 """Side of kernels whose gradients the library computes well, where they are not dilated."""
 
@@ -46,12 +43,12 @@ def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeG
 def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return `conv(x)` for a module that `is_depthwise`, shape of `x`; gradients agree with torch's up to rounding."""
     fast = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0], 1, kernel_gradient) if fast else conv(x)
+    out: Tensor = _Depthwise.apply(x, conv.weight, conv.dilation[0]) if fast else conv(x)
     return out
 
 
 def fused_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Return the same on a CPU, at strides of 1 and 2 and in bf16 too, the kernel's gradient by code of ours."""
+    """Return the same on a CPU, at any stride and in bf16 too, gradients by code of ours."""
     side, (dilation, stride) = conv.kernel_size[0], (conv.dilation[0], conv.stride[0])
     well_done = side <= SMALLEST and dilation == stride == 1  # by the library
     if well_done or side not in SIDES or conv.kernel_size != (side, side):
@@ -59,39 +56,46 @@ def fused_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
         return given
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride, depthwise_gradient)
+    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride)
     return out
 
 
 class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution whose output has the size of its input, or, at stride s, is every s-th pixel of that."""
+    """Depthwise convolution whose output has the size of its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int, of_kernels: OfKernels) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation, ctx.stride, ctx.of_kernels = dilation, stride, of_kernels
+        ctx.dilation = dilation
+        return _same(x, weight, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = _same(gradient, weight.flip(2, 3), ctx.dilation) if ctx.needs_input_grad[0] else None
+        of_weight = kernel_gradient(x, gradient, weight, ctx.dilation) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, None
+
+
+class _Fused(torch.autograd.Function):
+    """The same, or every s-th pixel of it, once: the gradients that code of ours computes have none of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation, ctx.stride = dilation, stride
         return _same(x, weight.to(x.dtype), dilation, stride)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, weight = ctx.saved_tensors
-        if ctx.stride > 1:  # pixels that were left out had no part in the loss
-            whole = torch.zeros_like(x)
-            whole[:, :, :: ctx.stride, :: ctx.stride] = gradient
-            gradient = whole
-        turned = weight.flip(2, 3).to(x.dtype)
-        of_x = _same(gradient, turned, ctx.dilation) if ctx.needs_input_grad[0] else None
-        of_weight = ctx.of_kernels(x, gradient, weight, ctx.dilation) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, None, None, None
-
-
-class _Fused(_Depthwise):
-    """The same, once: the gradient that code of ours computes has none of its own."""
-
-    @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        return _Depthwise.backward(ctx, gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        of_x, wanted = None, list(ctx.needs_input_grad[:2])
+        if wanted[0] and ctx.stride == 1:  # which the library's forward pass does as fast
+            of_x, wanted[0] = _same(gradient, weight.flip(2, 3).to(x.dtype), ctx.dilation), False
+        sizes = {"dilation": ctx.dilation, "stride": ctx.stride}
+        found, of_weight = depthwise_gradients(x, gradient, weight, **sizes, wanted=wanted)
+        return of_x if found is None else found, of_weight, None, None
 
 
 def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:

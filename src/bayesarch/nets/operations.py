@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.errors import SpaceError, nearest
-from bayesarch.nets.kernels import box_mean
+from bayesarch.nets.kernels import box_mean, window_max
 from bayesarch.nets.pointwise import pixels_first
 
 __all__ = ["OPERATIONS", "Free", "Halving", "Operation", "factorized_reduce", "operation", "operation_module"]
@@ -143,6 +143,15 @@ class Halving(nn.Module):
         out: Tensor = self.after(torch.cat([self.even(x), self.odd(shifted)], 1))
         return out
 
+    def at_once(self, x: Tensor) -> Tensor:
+        """Return the same by one 2 x 2 convolution, two of whose weights are zero: its gradients need no slices."""
+        x = self.before(x)
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if x.shape[2] % 2 or x.shape[3] % 2 else x
+        weight = torch.cat([F.pad(self.even.weight, (0, 1, 0, 1)), F.pad(self.odd.weight, (1, 0, 1, 0))])
+        # channels last as its input, or the gradient of that would be copied to and fro
+        out: Tensor = self.after(F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), stride=2))
+        return out
+
 
 def factorized_reduce(inputs: int, outputs: int, affine: bool) -> nn.Module:
     """Return DARTS's reduction by two: ReLU, two halves, norm."""
@@ -187,7 +196,7 @@ OPERATIONS: dict[str, Operation] = {
     "nor_conv_1": Operation(kernel=1, series=True),
     "nor_conv_3": Operation(kernel=3, series=True),
     "avg_pool_3": Operation(free=_avg_pool_3),
-    "max_pool_3x3": Operation(free=_max_3x3, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
+    "max_pool_3x3": Operation(free=_max_3x3, fused=window_max, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
     "sep_conv_3x3": Operation(make=lambda c, s, a: _separable(c, 3, s, a)),
     "sep_conv_5x5": Operation(make=lambda c, s, a: _separable(c, 5, s, a)),
     "dil_conv_3x3": Operation(make=lambda c, s, a: nn.Sequential(*_depthwise(c, 3, s, 2, a))),
@@ -196,7 +205,7 @@ OPERATIONS: dict[str, Operation] = {
     "sep5": Operation(make=lambda c, s, a: _separable_norm_first(c, 5, s, a)),
     "dil3": Operation(make=lambda c, s, a: _dilated_dense(c, 3, s, a)),
     "dil5": Operation(make=lambda c, s, a: _dilated_dense(c, 5, s, a)),
-    "max3": Operation(free=_max_3x3, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
+    "max3": Operation(free=_max_3x3, fused=window_max, make=lambda c, s, a: _pool(nn.MaxPool2d, s)),
     "avg3": Operation(free=_avg_3x3, make=lambda c, s, a: _pool(nn.AvgPool2d, s)),
     "id": Operation(free=_identity, make=_skip_norm_first),
     "dw_sep_3x3": Operation(make=lambda c, s, a: _tree_conv(c, 3, s, a)),
@@ -204,7 +213,7 @@ OPERATIONS: dict[str, Operation] = {
     "dw_sep_7x7": Operation(make=lambda c, s, a: _tree_conv(c, 7, s, a)),
     "conv_1x1": Operation(make=lambda c, s, a: _tree_conv(c, 1, s, a)),
     "identity": Operation(free=_identity),
-    "max_3x3": Operation(free=_max_3x3),
+    "max_3x3": Operation(free=_max_3x3, fused=window_max),
     "avg_3x3": Operation(free=_avg_3x3),
     "skip": Operation(free=_identity),
     "product": Operation(free=_product),

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from bayesarch.nets.depthwise import depthwise, fused_depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of
-from bayesarch.nets.operations import Free, operation_module
+from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of, window_max
+from bayesarch.nets.operations import Free, Halving, operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.spaces import Space
 
-__all__ = ["Options", "load_shared"]
+__all__ = ["Options", "in_supernet", "load_shared"]
 
 
 class Options(nn.Module):
@@ -234,16 +234,36 @@ class _BegunByKernels(_Begun):
                 x = fused_depthwise(x, layer)
             elif isinstance(layer, Free) and layer.kernel is not None:
                 x = layer.kernel(x)
+            elif (stride := _window_stride(layer)) is not None:
+                x = window_max(x, stride)
             else:
                 x = _usual(layer, x)
         return x
 
 
+def in_supernet(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what a module gives, by ways of computing it that are fast in training and left out of plain networks."""
+    for layer in _layers(module):
+        x = _usual(layer, x)
+    return x
+
+
 def _usual(layer: nn.Module, x: Tensor) -> Tensor:
     if is_depthwise(layer) and layer.dilation[0] > 1:
         return depthwise(x, layer)
+    if isinstance(layer, Halving):
+        return layer.at_once(x)
     out: Tensor = layer(x)
     return out
+
+
+def _window_stride(layer: nn.Module) -> int | None:
+    """Return the stride of maximal pooling as operations have it; None: another layer."""
+    sizes = (3, 1, 1, False, False)
+    if not isinstance(layer, nn.MaxPool2d) or not isinstance(layer.stride, int):
+        return None
+    given = (layer.kernel_size, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
+    return layer.stride if given == sizes else None
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from bayesarch.functional import seeded
 from bayesarch.nets.cells import node_order
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.operations import Halving, factorized_reduce
-from bayesarch.nets.options import Options, load_shared
+from bayesarch.nets.options import Options, in_supernet, load_shared
 from bayesarch.nets.pieces import Piece, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
@@ -110,7 +110,11 @@ class TwoInputCell(nn.Module):
             gates: shape (B or 1, G); None in a plain network.
             active: flat options to compute; None: all that are there.
         """
-        features = {self.style.older: self.adapt_older(older), self.style.newer: self.adapt_newer(newer)}
+        adapted = nn.Module.__call__ if gates is None else in_supernet
+        features = {
+            self.style.older: adapted(self.adapt_older, older),
+            self.style.newer: adapted(self.adapt_newer, newer),
+        }
         like = features[self.style.newer][:, :, :: self.stride, :: self.stride]
         parts: dict[str, list[Any]] = {node: [] for node in self.order}
         rest: dict[str, list[Any]] = {node: [] for node in self.order}

@@ -1,7 +1,7 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
-from bayesarch.nets.kernels.images import SIDES, box_mean, depthwise_gradient
+from bayesarch.nets.kernels.images import SIDES, box_mean, depthwise_gradients, window_max
 from bayesarch.nets.kernels.rows import (
     Norm,
     Part,
@@ -17,11 +17,12 @@ __all__ = [
     "Norm",
     "Part",
     "box_mean",
-    "depthwise_gradient",
+    "depthwise_gradients",
     "fan",
     "fits",
     "library",
     "norm_relu",
     "parts_of",
     "sum_of",
+    "window_max",
 ]

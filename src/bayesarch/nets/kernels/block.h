@@ -1,4 +1,5 @@
-/* What passes over values of type T (a block of them: ROW), computed in type A (a block: V), are made of. Part of rows.c. */
+/* What passes over values of type T (a block of them: ROW), computed in type A (a block: V; whole
+   numbers as wide: PLACES), are made of. Part of rows.c. */
 
 #ifdef SHUFFLES /* by way of a register of w values: what is stored in parts is slow to load as a whole */
 typedef T NAME(row8) __attribute__((vector_size(8 * sizeof(T))));
@@ -140,3 +141,9 @@ static void NAME(gather)(V *y, int n, const T **x, const int64_t *step, const A 
       int64_t end = start + CHUNK < rows * (t + 1) / threads ? start + CHUNK : rows * (t + 1) / threads; \
       BODY                                                                               \
     }
+
+static V *NAME(blocks)(int64_t count) { /* of zeros; beginning where a register may be loaded from */
+  V *found = aligned_alloc(sizeof(V), count * sizeof(V));
+  memset(found, 0, count * sizeof(V));
+  return found;
+}

@@ -1,4 +1,4 @@
-/* Passes over images: means over windows, gradients of depthwise kernels. Part of rows.c. */
+/* Passes over images with their channels last: means and maxima over windows. Part of rows.c. */
 
 /* Means over 3 x 3 windows that reach past the edges of images (height x width pixels, channels last, dense), of what
    is inside; or, `back`, the gradient of that: each pixel is divided by the size of its window before it is summed. */
@@ -39,52 +39,63 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
     }
 }
 
-/* What one image row of the gradient g adds to the gradient of a depthwise kernel, w channels from c on. */
-INLINE void NAME(kernel_row)(const T *image, const T *g, int y, int height, int width, int channels, const int side,
-                             int dilation, int c, const int w, double *sums) {
-  int pad = dilation * (side - 1) / 2;
-  for (int i = 0; i < side; i++) {
-    int v = y + i * dilation - pad;
-    if (v < 0 || v >= height) continue;
-    V sum[7] = {{0}};
-    for (int u = 0; u < width; u++) {
-      const T *row = image + ((int64_t)v * width + u - pad) * channels + c;
-      V slope = NAME(get)(g + (int64_t)u * channels + c, w);
-      if (u >= pad && u < width - pad)
-        for (int j = 0; j < side; j++) sum[j] += slope * NAME(get)(row + j * dilation * channels, w);
-      else
-        for (int j = 0; j < side; j++)
-          if (u + j * dilation >= pad && u + j * dilation < width + pad)
-            sum[j] += slope * NAME(get)(row + j * dilation * channels, w);
+/* The first largest value of the 3 x 3 window around a pixel, of what is inside the image, and its place there; what is
+   no number is larger than any. */
+INLINE V NAME(largest)(const T *image, int y, int x, int height, int width, int channels, const int w,
+                       PLACES *place) {
+  V best = {0};
+  PLACES at = {0}, all = ~(PLACES){0}, take = all;
+  for (int v = y > 0 ? y - 1 : 0; v <= y + 1 && v < height; v++)
+    for (int u = x > 0 ? x - 1 : 0; u <= x + 1 && u < width; u++) {
+      V value = NAME(get)(image + ((int64_t)v * width + u) * channels, w);
+      take |= (PLACES)(value > best) | (PLACES)(value != value);
+      best = (V)((take & (PLACES)value) | (~take & (PLACES)best));
+      at = (take & (3 * (v - y) + (u - x))) | (~take & at);
+      take = (PLACES){0};
     }
-    for (int j = 0; j < side; j++) NAME(add)(sums + (i * side + j) * channels + c, sum[j], w);
+  *place = at;
+  return best;
+}
+
+/* Maxima over 3 x 3 windows around every stride-th pixel of images (height x width pixels, dense). */
+void NAME(top)(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, T *out) {
+  int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
+  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
+  for (int64_t b = 0; b < images; b++) {
+#define WORK(c, w)                                                                                                \
+  for (int y = 0; y < tall; y++)                                                                                  \
+    for (int u = 0; u < wide; u++) {                                                                              \
+      PLACES place;                                                                                         \
+      const T *image = x + b * height * width * channels + c;                                                     \
+      V found = NAME(largest)(image, y * stride, u * stride, height, width, channels, w, &place);                 \
+      NAME(put)(out + ((b * tall + y) * wide + u) * channels + c, found, w);                                      \
+    }
+    BLOCKS(WORK)
+#undef WORK
   }
 }
 
-/* The gradient of the kernels, double [side][side][channels], of a depthwise convolution that keeps the size of images
-   (height x width pixels, channels last, dense); g is the gradient of its output. Sides are 3, 5 or 7. */
-void NAME(kernel)(int64_t images, int height, int width, int channels, int side, int dilation, int threads, const T *x,
-                  const T *g, double *dkernel) {
-  int64_t line = (int64_t)width * channels, size = (int64_t)side * side * channels;
-  double *sums = calloc(size * threads, sizeof(double));
-  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
-  for (int t = 0; t < threads; t++)
-    for (int64_t i = images * t / threads; i < images * (t + 1) / threads; i++)
-      for (int y = 0; y < height; y++) {
-        const T *image = x + i * height * line, *slope = g + (i * height + y) * line;
-#define WORK_OF(side, c, w) \
-  NAME(kernel_row)(image, slope, y, height, width, channels, side, dilation, c, w, sums + size * t);
-#define WORK_3(c, w) WORK_OF(3, c, w)
-#define WORK_5(c, w) WORK_OF(5, c, w)
-#define WORK_7(c, w) WORK_OF(7, c, w)
-        if (side == 3) BLOCKS(WORK_3)
-        if (side == 5) BLOCKS(WORK_5)
-        if (side == 7) BLOCKS(WORK_7)
-#undef WORK_3
-#undef WORK_5
-#undef WORK_7
-#undef WORK_OF
-      }
-  for (int64_t m = 0; m < size; m++) dkernel[m] = whole(sums, size, threads, m);
-  free(sums);
+/* The gradient of that: g goes to where the largest value is, which is looked for again. */
+void NAME(top_back)(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, const T *g,
+                    T *dx) {
+  int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
+  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
+  for (int64_t b = 0; b < images; b++) {
+    V *room = NAME(blocks)((int64_t)height * width);
+#define WORK(c, w)                                                                                                \
+  for (int64_t m = 0; m < height * width; m++) room[m] = (V){0};                                                  \
+  for (int y = 0; y < tall * stride; y += stride)                                                                 \
+    for (int u = 0; u < wide * stride; u += stride) {                                                             \
+      PLACES place;                                                                                         \
+      NAME(largest)(x + b * height * width * channels + c, y, u, height, width, channels, w, &place);             \
+      V slope = NAME(get)(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);                   \
+      for (int i = -(y > 0); i <= (y < height - 1); i++)                                                          \
+        for (int j = -(u > 0); j <= (u < width - 1); j++)                                                         \
+          room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);                       \
+    }                                                                                                             \
+  for (int64_t m = 0; m < height * width; m++) NAME(put)(dx + (b * height * width + m) * channels + c, room[m], w);
+    BLOCKS(WORK)
+#undef WORK
+    free(room);
+  }
 }

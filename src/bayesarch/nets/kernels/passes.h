@@ -2,6 +2,7 @@
 
 #include "block.h"
 #include "rows.h"
+#include "depthwise.h"
 #include "images.h"
 
 #undef ROWS
@@ -10,6 +11,7 @@
 #undef T
 #undef ROW
 #undef V
+#undef PLACES
 #undef A
 #undef SUFFIX
 #undef WIDE

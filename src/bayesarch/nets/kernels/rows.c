@@ -27,6 +27,8 @@
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
 typedef double doubles __attribute__((vector_size(8 * BLOCK)));
 typedef uint32_t words __attribute__((vector_size(4 * BLOCK)));
+typedef int32_t ints __attribute__((vector_size(4 * BLOCK)));
+typedef int64_t longs __attribute__((vector_size(8 * BLOCK)));
 typedef uint16_t halves __attribute__((vector_size(2 * BLOCK)));
 
 INLINE floats widened(halves x) { return (floats)(__builtin_convertvector(x, words) << 16); }
@@ -46,6 +48,7 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #define T float
 #define ROW floats
 #define V floats
+#define PLACES ints
 #define A float
 #define SUFFIX f32
 #define WIDE(x) (x)
@@ -55,6 +58,7 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #define T double
 #define ROW doubles
 #define V doubles
+#define PLACES longs
 #define A double
 #define SUFFIX f64
 #define WIDE(x) (x)
@@ -64,6 +68,7 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #define T uint16_t
 #define ROW halves
 #define V floats
+#define PLACES ints
 #define A float
 #define SUFFIX bf16
 #define WIDE(x) widened(x)
