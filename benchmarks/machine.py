@@ -1,6 +1,6 @@
 """What the library does on this machine, that our choices rest on: memory, threads, convolutions, smaller networks.
 
-    python benchmarks/machine.py               about 5 minutes on two idle cores
+    python benchmarks/machine.py               about 15 minutes on two idle cores
     python benchmarks/machine.py --short       one size each: that the rows can be measured
     python benchmarks/machine.py --row memory  one row; the others stay as they are in the record
 
@@ -22,6 +22,7 @@ from typing import Any
 
 from speed import kib, measure
 from steps import Case, in_turn
+from waiting import WAYS, environment, waiting_row
 
 from bayesarch.workflows.heap import TUNABLES
 
@@ -181,19 +182,17 @@ def _lives(inputs: int, outputs: int, *, ours: bool) -> bool:
 
 
 def threads_row(short: bool) -> dict[str, Any]:
-    """Return weights' passes of nb201 by one thread and by two, asleep or spinning while they wait."""
+    """Return weights' passes of nb201 by one thread and by two, in each way to wait."""
     sizes = [(8, 8, 1), (8, 16, 1), (8, 32, 1), (8, 16, 5), (16, 16, 1), (28, 8, 1), (16, 32, 1), (32, 16, 1)]
     return {
         "batch": 64,
-        **{policy.lower(): _passes(sizes[:1] if short else sizes, policy) for policy in ("PASSIVE", "ACTIVE")},
+        **{way: _passes(sizes[:1] if short else sizes, way) for way in WAYS},
     }
 
 
-def _passes(sizes: list[tuple[int, int, int]], policy: str) -> list[dict[str, Any]]:
+def _passes(sizes: list[tuple[int, int, int]], way: str) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, "--threads", json.dumps(sizes)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_WAIT_POLICY": policy}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(way))
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -343,6 +342,7 @@ def main() -> None:
         "pages": lambda: pages_row(arguments.short),
         "points": lambda: points_row(arguments.short),
         "threads": lambda: threads_row(arguments.short),
+        "waiting": lambda: waiting_row(arguments.short),
         "depthwise": lambda: depthwise_row(arguments.short),
         "cuts": lambda: cuts_row(arguments.short),
     }

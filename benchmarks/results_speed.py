@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from waiting import WAYS
+
 __all__ = ["machine_part", "speed_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
@@ -154,10 +156,18 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     ]  # fmt: skip
     slower = ", ".join(f"{_ratio(row)}, {row['system']:.0%}" for row in rows["pages"]["of"])
     tight = ", ".join(f"{row['tight']:.2f}" for row in rows["pages"]["of"])
+    called = {"passive": "asleep", "shortly": "looking first", "active": "spinning"}
+    known = [way for way in WAYS if way in rows["threads"]]
     passes = [
-        [f"{a['side']}, {a['channels']}, {a['cells']}", f"{a['macs'] / 1e9:.2f}", f"{1e3 * a['steps']['one']['seconds']:.0f}",
-         _ratio(a["steps"]["two"]), f"{1e3 * b['steps']['one']['seconds']:.0f}", _ratio(b["steps"]["two"])]
-        for a, b in zip(rows["threads"]["passive"], rows["threads"]["active"], strict=True)
+        [f"{ways[0]['side']}, {ways[0]['channels']}, {ways[0]['cells']}", f"{ways[0]['macs'] / 1e9:.2f}",
+         f"{1e3 * ways[0]['steps']['one']['seconds']:.0f}", *(_ratio(way["steps"]["two"]) for way in ways)]
+        for ways in zip(*(rows["threads"][way] for way in known), strict=True)
+    ]  # fmt: skip
+    waits = [
+        [name, {"alone": "alone", "company": "beside one busy process"}[place],
+         *(f"{by[way]['seconds']:.2f} ({min(by[way]['all']):.2f} to {max(by[way]['all']):.2f})" for way in WAYS)]
+        for name, row in rows.get("waiting", {}).items()
+        for place, by in row.items()
     ]  # fmt: skip
     names = ("forward", "library, input", "ours, input", "library, kernel", "ours, kernel")
     deep = [
@@ -202,11 +212,14 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
         f"{', '.join(map(str, sorted({pair[0] for pair in rows['points']['plain']})))} input channels, and "
         f"{len(rows['points']['ours'])} with the pixels taken first (`nets/pointwise.py`); {rows['points']['isa']}.\n",
         "### One thread and two\n\nA weights' pass of nb201, batch 64; the two in turn, medians of 7, how many times faster two "
-        "are than one (range over rounds).\n\n"
+        "are than one (range over rounds), where threads that wait sleep, look 3,000 times first as ours do, or spin.\n\n"
         + table(
-            ["side, C, cells", "GMACs forward", "one, asleep waiting, ms", "two", "one, spinning, ms", "two, spinning"],
-            passes,
+            ["side, C, cells", "GMACs forward", "one, ms", "two, asleep", "two, looking first", "two, spinning"], passes
         )
+        + "\n",
+        "### Threads that wait\n\nSeconds of a step (nb201: C 16, 5 cells a stage; DARTS's space: C 16, 5 cells; batch 64, fp32, two "
+        "threads), each in a process of its own, medians and ranges of 3: *company* is one process that never rests.\n\n"
+        + table(["space", "machine", *(called[way] for way in WAYS)], waits)
         + "\n",
         "### Depthwise convolutions\n\nOne thread, batch 64, channels-last, medians of 15, milliseconds: gradients of input and "
         "kernel by the library and by `nets/depthwise.py`.\n\n"

@@ -23,7 +23,9 @@ from unittest.mock import patch
 
 from steps import Case, in_turn
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+from bayesarch.workflows.waiting import wait_shortly
+
+wait_shortly()  # as the command line does
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 NETS: dict[str, dict[str, Any]] = {

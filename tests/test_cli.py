@@ -236,16 +236,27 @@ def test_a_wrong_name_leaves_the_process_with_its_line_and_code(tmp_path):
     assert done.stdout == ""
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE 3000 False"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None False"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE None False"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7 False"),
+    ],
+)
+def test_waiting_threads_look_shortly_unless_the_user_says_otherwise(given, expected, monkeypatch):
     code = (
         "import os, sys\nfrom bayesarch.cli import main\nsys.argv = ['bayesarch', '--help']\n"
-        "try:\n    main()\nexcept SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print(*(os.environ.get(k) for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')), 'torch' in sys.modules)"
     )
-    for given, expected in ((None, "PASSIVE False"), ("ACTIVE", "ACTIVE False")):
-        if given is not None:
-            monkeypatch.setenv("OMP_WAIT_POLICY", given)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == expected
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == expected
 
 
 def test_unknown_options_and_commands():

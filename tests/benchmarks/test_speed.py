@@ -1,6 +1,7 @@
 """Our supernets are the published ones, computed faster: outputs and all gradients, float64; and rows are measured."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets import Supernet
 from bayesarch.spaces import SPACES
+from bayesarch.workflows.waiting import WAITING
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -18,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import machine
 import speed
 import steps
+import waiting
 from published import PublishedImages, PublishedNet, published_step
 from results_speed import speed_part
 from roofline import roofline
@@ -201,3 +204,19 @@ def test_a_whole_search_stands_beside_a_hundred_epochs():
     page = "\n".join(speed_part(record, lambda head, body: f"{head}{body}", lambda record: "here"))
     assert "['BPNAS, 41 epochs to one operation per edge', '300', '0.20', '0.50', '62.5']" in page
     assert "['the published step, 100 epochs', '1500', '', '', '']" in page
+
+
+def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
+    told = []
+    monkeypatch.setenv("OMP_WAIT_POLICY", "neither of these")
+    monkeypatch.setattr(waiting, "_step", lambda given, way: told.append((way, alive())) or float(len(told)))
+
+    def alive():
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        return any("while True" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+
+    row = waiting.waiting_row(short=True)["nb201"]
+    assert told == [(way, busy) for busy in (False, True) for way in ("passive", "shortly", "active")]
+    assert row["company"]["shortly"] == {"seconds": 5.0, "all": [5.0]}
+    said = {way: [waiting.environment(way).get(name) for name in WAITING] for way in waiting.WAYS}
+    assert said == {"passive": ["PASSIVE", None], "shortly": ["PASSIVE", "3000"], "active": ["ACTIVE", None]}

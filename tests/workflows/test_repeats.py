@@ -18,6 +18,7 @@ from bayesarch.workflows.cluster import RayLauncher
 from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.overview import overview
 from bayesarch.workflows.processes import _Crew, _local
+from bayesarch.workflows.waiting import SPINS, WAITING
 
 TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 
@@ -96,12 +97,23 @@ def test_processes_side_by_side_have_a_tight_heap_unless_somebody_says_otherwise
     assert _Crew([], 2, None, _local).environment["GLIBC_TUNABLES"] == ""
 
 
+def test_processes_side_by_side_wait_as_commands_do_unless_somebody_says_otherwise(monkeypatch):
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    environment = _Crew([], 2, None, _local).environment
+    assert [environment[name] for name in WAITING] == ["PASSIVE", str(SPINS)]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    environment = _Crew([], 2, None, _local).environment
+    assert [environment.get(name) for name in WAITING] == ["ACTIVE", None]
+
+
 def test_a_cluster_is_told_of_threads_and_heaps_and_of_nothing_else(monkeypatch, tmp_path):
     sent = []
     task = SimpleNamespace(remote=lambda *given: sent.append(given))
     ray = SimpleNamespace(is_initialized=lambda: True, remote=lambda **options: lambda work: task)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    told = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "a=0", SHARED_THREADS: "1"}
+    told = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "9", "GLIBC_TUNABLES": "a=0"}
+    told |= {SHARED_THREADS: "1"}
     RayLauncher("local")(tmp_path, ["python"], {**told, "HOME": "/root"})
     assert sent == [(str(tmp_path), ["python"], told)]
 

@@ -49,10 +49,10 @@ def start() -> None:
 
 def main() -> None:
     """Run the command line; errors of ours end in one clear line and exit code 2."""
-    # Before torch loads: waiting threads sleep instead of spinning (docs/decisions/0009-waiting-threads-sleep.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
     from bayesarch.errors import BayesarchError
+    from bayesarch.workflows.waiting import wait_shortly
+
+    wait_shortly()  # before torch loads
 
     if follows():
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends; the first one prints

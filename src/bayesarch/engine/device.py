@@ -19,7 +19,7 @@ __all__ = [
     "working_threads",
 ]
 
-MACS_PER_THREAD = 2**30
+MACS_PER_THREAD = 2**28
 """MACs of a forward pass that keep a thread busy; below, threads wait for one another more than they work. Measured:
 docs/decisions/0009-waiting-threads-sleep.md."""
 

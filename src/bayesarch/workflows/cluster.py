@@ -8,10 +8,11 @@ from typing import Any
 
 from bayesarch.engine import SHARED_THREADS
 from bayesarch.errors import ConfigError
+from bayesarch.workflows.waiting import WAITING
 
 __all__ = ["RayJob", "RayLauncher"]
 
-CARRIED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", SHARED_THREADS)
+CARRIED = ("OMP_NUM_THREADS", *WAITING, "GLIBC_TUNABLES", SHARED_THREADS)
 """What of our environment goes along."""
 
 

@@ -14,6 +14,7 @@ from bayesarch.errors import RunError
 from bayesarch.workflows.cluster import RayLauncher
 from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.run import open_run
+from bayesarch.workflows.waiting import wait_shortly
 
 __all__ = ["at_once", "run_folders", "what_failed"]
 
@@ -143,7 +144,8 @@ class _Crew:
         self.running: dict[Path, _Job] = {}
         self.failed: list[Path] = []
         self.done, self._told = 0, (-1, -1)
-        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": TUNABLES, **os.environ}
+        self.environment = {"GLIBC_TUNABLES": TUNABLES, **os.environ}
+        wait_shortly(self.environment)
         if not threads_are_told():
             ours = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
             self.environment |= {"OMP_NUM_THREADS": str(max(1, ours // parallel)), SHARED_THREADS: "1"}
