@@ -166,7 +166,7 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     waits = [
         [name, {"alone": "alone", "company": "beside one busy process"}[place],
          *(f"{by[way]['seconds']:.2f} ({min(by[way]['all']):.2f} to {max(by[way]['all']):.2f})" for way in WAYS)]
-        for name, row in rows.get("waiting", {}).items()
+        for name, row in rows.get("waiting", {"of": {}})["of"].items()
         for place, by in row.items()
     ]  # fmt: skip
     names = ("forward", "library, input", "ours, input", "library, kernel", "ours, kernel")

@@ -69,7 +69,7 @@ def waiting_row(short: bool) -> dict[str, Any]:
             place: {way: {"seconds": statistics.median(mine), "all": mine} for way, mine in lists.items()}
             for place, lists in times.items()
         }
-    return found
+    return {"of": found}
 
 
 def _step(given: dict[str, Any], way: str) -> float:

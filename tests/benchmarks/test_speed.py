@@ -215,7 +215,7 @@ def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         return any("while True" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
 
-    row = waiting.waiting_row(short=True)["nb201"]
+    row = waiting.waiting_row(short=True)["of"]["nb201"]
     assert told == [(way, busy) for busy in (False, True) for way in ("passive", "shortly", "active")]
     assert row["company"]["shortly"] == {"seconds": 5.0, "all": [5.0]}
     said = {way: [waiting.environment(way).get(name) for name in WAITING] for way in waiting.WAYS}

@@ -1,8 +1,8 @@
 """How threads wait for one another (decision 9). No torch.
 
-OpenMP reads this once, when torch loads. Threads that sleep at once lose a quarter of a supernet's step to waking up;
-threads that spin as long as they like make a step several times as long as soon as another process wants a core. Ours
-spin for some ten microseconds, what is between two of torch's operations, and sleep then.
+OpenMP reads this once, when torch loads. Threads that sleep at once lose up to a quarter of a supernet's step to waking
+up; threads that spin as long as they like cost most as soon as another process wants a core. Ours look for work for
+about as long as there is between two of torch's operations, and sleep then.
 """
 
 import os
