@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import bayesarch as ba
-from bayesarch.engine import SHARED_THREADS, resolve_device, working_threads
+from bayesarch.engine import SHARED_THREADS, EngineConfig, resolve_device, working_threads
 from bayesarch.engine.device import MACS_PER_THREAD
+from bayesarch.nets import Supernet
+from bayesarch.spaces import SPACES
 
 
 @pytest.fixture
@@ -47,6 +49,15 @@ def test_a_small_search_takes_one_thread_and_leaves_the_process_as_it_was(four, 
     run = ba.search("planted", space="toy", out=tmp_path / "two", set={**settings, "engine.threads": 2})
     assert run.folder.read_json("environment.json")["threads"] == 2
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("side", "channels", "expected"), [(8, 16, 1), (16, 16, 3), (28, 8, 3), (32, 16, 4)])
+def test_digits_have_one_thread_and_larger_images_several(side, channels, expected, four):
+    """At the default batch, where a second thread was measured to pay (decision 9)."""
+    sizes, generator = {"channels": channels, "cells": 1}, torch.Generator()
+    net = Supernet(SPACES["nb201"], input_shape=(1, side, side), classes=10, sizes=sizes, generator=generator)
+    with working_threads(EngineConfig().batch_size * net.full_macs) as threads:
+        assert threads == expected
 
 
 def test_torchrun_gives_each_process_a_card_of_its_own(monkeypatch):
