@@ -1,7 +1,7 @@
 """Our supernets are the published ones, computed faster: outputs and all gradients, float64; and rows are measured."""
 
 import json
-import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -207,16 +207,15 @@ def test_a_whole_search_stands_beside_a_hundred_epochs():
 
 
 def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
-    told = []
+    told, started, popen = [], [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words: started.append(popen(*words)) or started[-1])
     monkeypatch.setenv("OMP_WAIT_POLICY", "neither of these")
+    alive = lambda: sum(other.poll() is None for other in started)  # noqa: E731
     monkeypatch.setattr(waiting, "_step", lambda given, way: told.append((way, alive())) or float(len(told)))
-
-    def alive():
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        return any("while True" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
-
     row = waiting.waiting_row(short=True)["of"]["nb201"]
-    assert told == [(way, busy) for busy in (False, True) for way in ("passive", "shortly", "active")]
+    assert told == [(way, busy) for busy in (0, 1) for way in ("passive", "shortly", "active")]
+    assert alive() == 0
+    assert {other.args[-1] for other in started} == {"while True: pass"}
     assert row["company"]["shortly"] == {"seconds": 5.0, "all": [5.0]}
     said = {way: [waiting.environment(way).get(name) for name in WAITING] for way in waiting.WAYS}
     assert said == {"passive": ["PASSIVE", None], "shortly": ["PASSIVE", "3000"], "active": ["ACTIVE", None]}
