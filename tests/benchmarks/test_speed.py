@@ -210,7 +210,10 @@ def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
     told, started, popen = [], [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *words: started.append(popen(*words)) or started[-1])
     monkeypatch.setenv("OMP_WAIT_POLICY", "neither of these")
-    alive = lambda: sum(other.poll() is None for other in started)  # noqa: E731
+
+    def alive():
+        return sum(other.poll() is None for other in started)
+
     monkeypatch.setattr(waiting, "_step", lambda given, way: told.append((way, alive())) or float(len(told)))
     row = waiting.waiting_row(short=True)["of"]["nb201"]
     assert told == [(way, busy) for busy in (0, 1) for way in ("passive", "shortly", "active")]

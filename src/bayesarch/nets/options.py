@@ -243,9 +243,7 @@ class _BegunByKernels(_Begun):
 
 def in_supernet(module: nn.Module, x: Tensor) -> Tensor:
     """Return what a module gives, by ways of computing it that are fast in training and left out of plain networks."""
-    for layer in _layers(module):
-        x = _usual(layer, x)
-    return x
+    return _Begun(x).through(_layers(module), x)
 
 
 def _usual(layer: nn.Module, x: Tensor) -> Tensor:

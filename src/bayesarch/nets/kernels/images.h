@@ -41,10 +41,9 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
 
 /* The first largest value of the 3 x 3 window around a pixel, of what is inside the image, and its place there; what is
    no number is larger than any. */
-INLINE V NAME(largest)(const T *image, int y, int x, int height, int width, int channels, const int w,
-                       PLACES *place) {
+INLINE V NAME(largest)(const T *image, int y, int x, int height, int width, int channels, const int w, PLACES *place) {
   V best = {0};
-  PLACES at = {0}, all = ~(PLACES){0}, take = all;
+  PLACES at = {0}, take = ~at; /* the first value, whatever it is */
   for (int v = y > 0 ? y - 1 : 0; v <= y + 1 && v < height; v++)
     for (int u = x > 0 ? x - 1 : 0; u <= x + 1 && u < width; u++) {
       V value = NAME(get)(image + ((int64_t)v * width + u) * channels, w);
@@ -65,7 +64,7 @@ void NAME(top)(int64_t images, int height, int width, int channels, int stride, 
 #define WORK(c, w)                                                                                                \
   for (int y = 0; y < tall; y++)                                                                                  \
     for (int u = 0; u < wide; u++) {                                                                              \
-      PLACES place;                                                                                         \
+      PLACES place;                                                                                               \
       const T *image = x + b * height * width * channels + c;                                                     \
       V found = NAME(largest)(image, y * stride, u * stride, height, width, channels, w, &place);                 \
       NAME(put)(out + ((b * tall + y) * wide + u) * channels + c, found, w);                                      \
@@ -86,12 +85,12 @@ void NAME(top_back)(int64_t images, int height, int width, int channels, int str
   for (int64_t m = 0; m < height * width; m++) room[m] = (V){0};                                                  \
   for (int y = 0; y < tall * stride; y += stride)                                                                 \
     for (int u = 0; u < wide * stride; u += stride) {                                                             \
-      PLACES place;                                                                                         \
+      PLACES place;                                                                                               \
       NAME(largest)(x + b * height * width * channels + c, y, u, height, width, channels, w, &place);             \
       V slope = NAME(get)(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);                   \
       for (int i = -(y > 0); i <= (y < height - 1); i++)                                                          \
         for (int j = -(u > 0); j <= (u < width - 1); j++)                                                         \
-          room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);                       \
+          room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);                     \
     }                                                                                                             \
   for (int64_t m = 0; m < height * width; m++) NAME(put)(dx + (b * height * width + m) * channels + c, room[m], w);
     BLOCKS(WORK)
