@@ -11,7 +11,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -53,8 +53,9 @@ class Generator(torch.Generator):
 class Marks:
     """Which storages lie on the card, which on the host; what is not in here takes sides with what it meets."""
 
+    kept: ClassVar[dict[int, tuple[StorageWeakRef, torch.device]]] = {}  # of all blocks: caches of ours live on
+
     def __init__(self):
-        self.kept: dict[int, tuple[StorageWeakRef, torch.device]] = {}
         self.waits: list[Wait] = []
 
     def __getitem__(self, tensor) -> torch.device | None:
@@ -64,7 +65,8 @@ class Marks:
     def put(self, tensor, device) -> None:
         storage = tensor.untyped_storage()
         if len(self.kept) > 20_000:
-            self.kept = {key: value for key, value in self.kept.items() if not value[0].expired()}
+            for key in [key for key, (ref, _) in self.kept.items() if ref.expired()]:
+                del self.kept[key]
         self.kept[storage._cdata] = (StorageWeakRef(storage), device)
 
     def waited(self, what: str) -> None:
@@ -90,10 +92,17 @@ class Operations(TorchDispatchMode):
             found = {self.marks[args[0]]} - {None}  # indices may lie on the host
             if CARD in found and any(t is not None and t.dtype == torch.bool for t in args[1]):
                 self.marks.waited("a boolean index")
+            if CARD in found and any(t is not None and self.marks[t] != CARD for t in args[1]):
+                self.marks.waited("an index from the host")
         if len(found) > 1 and name not in MOVES:
             where = [f"{tuple(t.shape)} on {self.marks[t]}" for t in tensors]
             raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {', '.join(where)}")
-        if (name in WAITS and CARD in found) or (name == "aten::copy_" and self.copied(args) == (HOST, CARD)):
+        crossing = name == "aten::copy_" and None not in self.copied(args) and len({*self.copied(args)}) == 2
+        if (name in WAITS and CARD in found) or (
+            crossing and not (self.copied(args)[0] == CARD and args[2:] == (True,))
+        ):
+            self.marks.waited(name)
+        if name == "aten::repeat_interleave" and CARD in found and kwargs.get("output_size") is None:
             self.marks.waited(name)
         scalars = {self.marks[t] for t in tensors} - {None}
         result = func(*args, **kwargs)
@@ -108,6 +117,11 @@ class Operations(TorchDispatchMode):
         return self.marks[args[0]], self.marks[args[1]]
 
 
+def short_of(name: str) -> str:
+    """Return the last part of a function's or property's name."""
+    return name.removesuffix(".__get__").removesuffix(".__set__").rsplit(".", 1)[-1]
+
+
 class Calls(TorchFunctionMode):
     """Every call from Python: where it wants its result."""
 
@@ -118,7 +132,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = resolve_name(func) or getattr(func, "__name__", str(func))
-        short = name.removesuffix(".__get__").removesuffix(".__set__").rsplit(".", 1)[-1]
+        short = short_of(name)
         if short in {"device", "is_cuda", "is_cpu"} and args and name.endswith("__get__"):
             device = self.marks[args[0]] or HOST
             return {"device": device, "is_cuda": device.type == "cuda", "is_cpu": device.type == "cpu"}[short]
@@ -126,6 +140,8 @@ class Calls(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
         if short == "tolist" and self.marks[args[0]] == CARD:
             self.marks.waited("tolist")
+        if short == "pin_memory":
+            return args[0]
         if short in {"to", "cpu", "cuda"} and args and isinstance(args[0], torch.Tensor):
             return self.moved(short, args, kwargs)
         return self.made(func, name, args, kwargs)
@@ -147,6 +163,8 @@ class Calls(TorchFunctionMode):
             return out
         if here == CARD and target.type != here.type:
             self.marks.waited("a copy to the host")
+        if here == HOST and target.type != here.type and not kwargs.get("non_blocking"):
+            self.marks.waited("a copy to the card")
         out = out.clone() if out.untyped_storage()._cdata == tensor.untyped_storage()._cdata else out
         self.marks.put(out, CARD if target.type == "cuda" else HOST)
         return out
@@ -161,6 +179,8 @@ class Calls(TorchFunctionMode):
         given = any(isinstance(t, torch.Tensor) for t in flat)
         generator = next((g for g in flat if isinstance(g, torch.Generator)), None)
         result = func(*args, **kwargs)
+        if device == CARD and short_of(name) in {"tensor", "as_tensor", "asarray", "new_tensor"}:
+            self.marks.waited("numbers made a tensor of the card")
         for out in tree_flatten(result)[0]:
             if not isinstance(out, torch.Tensor):
                 continue

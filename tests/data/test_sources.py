@@ -16,6 +16,7 @@ from bayesarch.data.files import render
 from bayesarch.errors import DataError
 from bayesarch.testing import check_dataset
 from bayesarch.workflows.job import prepare
+from pretended import pretended_card
 
 CPU = torch.device("cpu")
 
@@ -184,11 +185,11 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def on_disk(photographs, **settings):
+def on_disk(photographs, device=CPU, **settings):
     config = DataConfig(source=str(photographs), image_size=16, loading="files", flip=True, **settings)
     examples = load(config)
     partition = split(examples, config)
-    return splits_on(examples, partition, ("weights", "selection"), config=config, device=CPU), examples, partition
+    return splits_on(examples, partition, ("weights", "selection"), config=config, device=device), examples, partition
 
 
 def test_files_look_like_arrays(photographs):
@@ -236,6 +237,19 @@ def test_flips_mirror(photographs):
 
 def feeder_of(split, seed=0):
     return Feeder(split, 6, order=torch.Generator().manual_seed(seed), augment=torch.Generator().manual_seed(seed + 1))
+
+
+def test_a_card_gets_files_as_the_processor_does_and_never_waits(photographs, monkeypatch):
+    words = {"workers": 0, "class_weights": "balanced"}
+    expected = feeder_of(on_disk(photographs, **words)[0]["weights"])
+    with pretended_card(monkeypatch) as marks:
+        feeder = feeder_of(on_disk(photographs, device=torch.device("cuda", 0), **words)[0]["weights"])
+        marks.waits.clear()  # of putting labels there
+        found = [feeder.next() for _ in range(4)]
+        assert marks.waits == []
+        for there, here in zip(found, [expected.next() for _ in range(4)], strict=True):
+            assert {part.device.type for part in there} == {"cuda"}
+            assert all(torch.equal(mine.cpu(), own) for mine, own in zip(there, here, strict=True))
 
 
 def test_batches_do_not_depend_on_workers_and_resume(photographs):

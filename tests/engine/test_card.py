@@ -51,6 +51,7 @@ def test_draws_need_the_generator_of_their_device(card):
 
 def test_gradients_lie_where_the_weights_do(card):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).to("cuda")
+    card.waits.clear()  # of putting weights there
     net(torch.rand(4, 1, 5, 5, device="cuda")).square().mean().backward()
     torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
     assert {t.device.type for p in net.parameters() for t in (p, p.grad)} == {"cuda"}
@@ -68,6 +69,12 @@ def test_waiting_is_written_down(card):
         there.cpu,
         there.tolist,
         lambda: torch.empty(3).copy_(there),
+        lambda: torch.ones(3).to("cuda"),
+        lambda: there.clone().copy_(torch.ones(3)),
+        lambda: torch.tensor([1.0], device="cuda"),
+        lambda: there[[0, 1]],
+        lambda: there[torch.tensor([0])],
+        lambda: there.repeat_interleave(torch.ones_like(there).long()),
     ):
         before = len(card.waits)
         wait()
@@ -75,6 +82,9 @@ def test_waiting_is_written_down(card):
     count = len(card.waits)
     float(torch.ones(3).sum())
     there.to("cuda").sum()
+    there.clone().copy_(torch.ones(3).to("cuda", non_blocking=True))
+    assert there[0].add(there.new_full((), 2.0)).is_cuda
+    assert there.repeat_interleave(torch.ones_like(there).long(), output_size=3).is_cuda
     assert len(card.waits) == count
 
 
@@ -98,12 +108,16 @@ def test_a_search_ends_as_on_the_cpu_and_its_steps_keep_the_host_going(method, t
         assert any("Engine._step" in wait.asked_by for wait in marks.waits) == (method in LOOK)
 
 
-@pytest.mark.parametrize("space", ["darts", "tree-cell", "bayesnas-cell"])
-def test_other_spaces_lie_on_the_card_too(space, tmp_path, monkeypatch, card):
-    sizes = {"darts": {"channels": 4, "layers": 3}, "bayesnas-cell": {"channels": 4, "layers": 3}}.get(space)
+@pytest.mark.parametrize(
+    ("space", "method"),
+    [("darts", "bayesnas"), ("tree-cell", "bayesnas"), ("bayesnas-cell", "bayesnas"), ("darts", "pcdarts")],
+)
+def test_other_spaces_lie_on_the_card_too(space, method, tmp_path, monkeypatch, card):
+    sizes = None if space == "tree-cell" else {"channels": 4, "layers": 3}
+    settings = {"curvature_batches": 1} if method == "bayesnas" else {"resting_share": 0.0}
     engine = make_engine(
-        tmp_path, method="bayesnas", space=space, source="digits", sizes=sizes, limit=80, device="cuda", epochs=1,
-        closing_epochs=0, batch_size=24, settings={"curvature_batches": 1},
+        tmp_path, method=method, space=space, source="digits", sizes=sizes, limit=80, device="cuda", epochs=1,
+        closing_epochs=0, batch_size=24, settings=settings,
     ).run()  # fmt: skip
     assert {t.device.type for t in (*engine.net.parameters(), *engine.net.buffers())} == {"cuda"}
     assert not [wait for wait in card.waits if "Engine._step" in wait.asked_by]

@@ -153,7 +153,9 @@ class FileSplit:
         self.images = files
         self.labels = torch.from_numpy(labels).to(device)
         self.workers = min(os.cpu_count() or 1, 8) if config.workers is None else config.workers
-        self._class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        self._class_weights = (
+            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32, device=device)
+        )
         self._scale = torch.tensor(1.0 / std, dtype=torch.float32, device=device)
         self._shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
 
@@ -190,9 +192,12 @@ class FileSplit:
             DataError: if a file is damaged.
         """
         pixels = np.concatenate([part.result() if isinstance(part, Future) else part for part in work])
-        images = scaled(torch.from_numpy(pixels).to(self.device), self._scale, self._shift)
-        labels = self.labels[index.to(self.labels.device)]
-        weights = None if self._class_weights is None else self._class_weights.to(self.device)[labels]
+        read = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            read = read.pin_memory()  # from other memory a copy waits for what the card is doing
+        images = scaled(read.to(self.device, non_blocking=True), self._scale, self._shift)
+        labels = self.labels[index.to(self.device, non_blocking=True)]
+        weights = None if self._class_weights is None else self._class_weights[labels]
         return Batch(images, labels, weights)
 
     def plain(self, index: Tensor) -> Batch:

@@ -155,7 +155,7 @@ class Feeder:
         if isinstance(self.split, FileSplit):
             return self._read(self.split, start)
         index = self.permutation[start : self.position]
-        return self.split.augmented(index.to(self.split.labels.device), generator=self._augment)
+        return self.split.augmented(index.to(self.split.labels.device, non_blocking=True), generator=self._augment)
 
     def _read(self, split: FileSplit, place: int) -> Batch:
         """Return the batch at a place of the permutation, and have the next ones read."""

@@ -63,7 +63,7 @@ def deletion_kl(phi: Tensor, u: float) -> Tensor:
     u = 1/2 this is that entropy plus log 2; u > 1/2 asks for deletion. It is an effective prior: the whole KL of a
     spike and a slab also holds a term that diverges as the components narrow.
     """
-    return logit_kl(phi, torch.logit(torch.tensor(u, dtype=phi.dtype, device=phi.device)))
+    return logit_kl(phi, torch.logit(phi.new_full((), u)))
 
 
 def logit_kl(phi: Tensor, prior: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def stationary_logit(
     pi = 1/2 and not at 1, and with the deletion prior at u. Shape of `sqnorm`.
     """
     at = c * l2 * sqnorm / lambda_d
-    return at if u is None else at + torch.logit(torch.tensor(u, dtype=sqnorm.dtype, device=sqnorm.device))
+    return at if u is None else at + torch.logit(sqnorm.new_full((), u))
 
 
 def length_scale(weight_decay: float, n: float, *, keep: float = 1.0, c: float = 1.0) -> float:

@@ -28,6 +28,6 @@ def kl_to_uniform(beta: Tensor) -> Tensor:
         beta: concentrations > 0, shape (..., K).
     """
     total = beta.sum(-1)
-    k = torch.tensor(float(beta.shape[-1]), dtype=beta.dtype, device=beta.device)
+    k = beta.new_full((), float(beta.shape[-1]))
     excess = ((beta - 1) * (torch.digamma(beta) - torch.digamma(total).unsqueeze(-1))).sum(-1)
     return torch.lgamma(total) - torch.lgamma(beta).sum(-1) - torch.lgamma(k) + excess

@@ -36,11 +36,12 @@ class Simplices:
             raise ValueError("every choice needs at least one live option")
         self.single = [group[0] for group in self.live_columns if len(group) == 1]
         sizes = sorted({len(group) for group in self.live_columns if len(group) > 1})
-        self.groups = [
-            torch.tensor([group for group in self.live_columns if len(group) == size], device=device) for size in sizes
-        ]
-        self._ones = torch.zeros(self.n_options, device=device)
-        self._ones[self.single] = 1.0
+        grouped = (torch.tensor([group for group in self.live_columns if len(group) == size]) for size in sizes)
+        self.groups = [group.to(device, non_blocking=True) for group in grouped]  # made on the host: no card waits
+        ones = torch.zeros(self.n_options)
+        ones[self.single] = 1.0
+        self._ones = ones.to(device, non_blocking=True)
+        self._each = [torch.tensor(group).to(device, non_blocking=True) for group in self.live_columns]
 
     @property
     def settled(self) -> bool:
@@ -108,7 +109,7 @@ class Simplices:
 
     def entropy(self, weights: Tensor) -> Tensor:
         """Return the entropy in nats of each choice's weights, shape (M,)."""
-        return torch.stack([torch.special.entr(weights[group]).sum() for group in self.live_columns])
+        return torch.stack([torch.special.entr(weights[group]).sum() for group in self._each])
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:

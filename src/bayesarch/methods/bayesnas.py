@@ -29,7 +29,7 @@ from bayesarch.functional import Streams, ard
 from bayesarch.methods.bayesnas_beliefs import BayesNASConfig, BayesNASState, gaussians, look_passes
 from bayesarch.methods.masks import cut_to, mask_of, remaining, zeros_where_empty
 from bayesarch.methods.several import prior_edges, series
-from bayesarch.methods.single import argmax_live, live_table, open_options, rows, within
+from bayesarch.methods.single import argmax_live, live_table, open_gates, open_options, rows, within
 from bayesarch.nets import Supernet
 from bayesarch.posteriors import ArchitecturePosterior, Inclusion, Listed
 from bayesarch.spaces import Architecture, Limits, Space
@@ -83,7 +83,7 @@ class BayesNAS:
     def gates(self, state: BayesNASState) -> Tensor:
         """Return the composed switches, shape (1, L, G); ones on what was found when all is decided."""
         if state.decided:
-            return state.live.to(state.w).view(1, 1, -1)
+            return open_gates(state.live, state.w)
         return series(self.space, str(state.w.device)).compose(state.w).unsqueeze(0)
 
     def step(
@@ -106,7 +106,7 @@ class BayesNAS:
         for batch in used:
             info = _pass(net, batch, parts.compose(leaf).unsqueeze(0), share=1.0 / len(used))
         assert leaf.grad is not None
-        return self._moved(state, leaf.grad, net.occupancy.to(leaf.device), clock), info
+        return self._moved(state, leaf.grad, net.occupancy, clock), info
 
     def _moved(self, state: BayesNASState, gradient: Tensor, present: Tensor, clock: Clock) -> BayesNASState:
         """Return the state after one step of the switches on loss and penalty."""
@@ -169,7 +169,7 @@ class BayesNAS:
             return state, self._record(state)
         until = 1.0 if clock.last else min(1.0, clock.gone() + 1 / (self.config.rounds + 2))
         seen = self.look(state, net, data, streams, late=lambda: clock.gone() >= until)
-        present = net.occupancy.to(state.w.device)
+        present = net.occupancy
         state = self.weighed(state, seen, present)
         if due:
             state = self.removed(self.updated(state, seen, present), seen, present)

@@ -36,7 +36,7 @@ class NESBSConfig(AlphaConfig):
 def _kl_to_uniform(choices: Simplices, a: Tensor) -> Tensor:
     """Return KL(q || uniform) in nats, summed over choices, shape ()."""
     sizes = torch.tensor([len(group) for group in choices.live_columns], dtype=a.dtype)
-    return sizes.log().sum().to(a.device) - choices.entropy(choices.softmax(a)).sum()
+    return float(sizes.log().sum()) - choices.entropy(choices.softmax(a)).sum()
 
 
 def nesbs(space: Space, config: NESBSConfig | None = None) -> Mixture:

@@ -10,6 +10,8 @@ channels, so the closing epochs train a network that the search has not seen at 
 in the decision, because NAS-Bench-201 keeps all edges, and are dropped with it.
 """
 
+from functools import lru_cache
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -39,15 +41,22 @@ def edge_weights(space: Space, b: Tensor) -> Tensor:
         space: the space.
         b: one parameter per choice, shape (M,). A choice without a target node has weight 1.
     """
+    into, choice_of = _edges_into(space, str(b.device))
+    weights = torch.zeros_like(b)
+    for index in into:
+        weights = weights.index_put((index,), torch.softmax(b[index], 0))
+    return weights.index_select(0, choice_of)
+
+
+@lru_cache(maxsize=8)
+def _edges_into(space: Space, device: str) -> tuple[list[Tensor], Tensor]:
+    """Return the choices that share a target node, node by node, and the choice of each flat option, shape (G,)."""
     into: dict[tuple[str, str | None], list[int]] = {}
     for position, choice in enumerate(space.choices):
         into.setdefault((choice.cell, choice.target or f"alone {position}"), []).append(position)
-    weights = torch.zeros_like(b)
-    for group in into.values():
-        index = torch.tensor(group, device=b.device)
-        weights = weights.index_put((index,), torch.softmax(b[index], 0))
-    sizes = torch.tensor([len(choice.options) for choice in space.choices], device=b.device)
-    return weights.repeat_interleave(sizes, output_size=space.n_options)
+    choice_of = [position for position, choice in enumerate(space.choices) for _ in choice.options]
+    nodes, options = [torch.tensor(group) for group in into.values()], torch.tensor(choice_of)
+    return [node.to(device, non_blocking=True) for node in nodes], options.to(device, non_blocking=True)
 
 
 def pcdarts(space: Space, config: PCDARTSConfig | None = None) -> Mixture:

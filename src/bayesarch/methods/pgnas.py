@@ -13,6 +13,7 @@ them; N is the number of training examples and not ten times that; a prior that 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from bayesarch.data import Batch, Split
 from bayesarch.engine import Clock, Info, Setting, batch_loss
 from bayesarch.functional import Streams, bernoulli
 from bayesarch.methods.candidates import Scorer, credible_sizes, matched, paired, table, within
+from bayesarch.methods.single import open_gates
 from bayesarch.posteriors import ChannelMasks
 from bayesarch.spaces import Architecture, Space
 
@@ -98,6 +100,12 @@ class PGNASState:
     done: bool = False
 
 
+@lru_cache(maxsize=8)
+def _sizes(space: Space, device: str) -> Tensor:
+    """Return the number of channels of each group, shape (S,), remembered between steps."""
+    return torch.tensor([len(choice.options) for choice in space.choices]).to(device, non_blocking=True)
+
+
 class PGNAS:
     """Variational dropout over channels.
 
@@ -113,7 +121,6 @@ class PGNAS:
 
     def __init__(self, space: Space, config: PGNASConfig | None = None) -> None:
         self.space, self.config = space, config or PGNASConfig()
-        self._sizes = torch.tensor([len(choice.options) for choice in space.choices])
 
     def init(self, setting: Setting, *, streams: Streams) -> PGNASState:
         """Return equal drop rates."""
@@ -136,7 +143,7 @@ class PGNAS:
     def gates(self, state: PGNASState) -> Tensor:
         """Return mean gates, or the hard gates of what was found, shape (1, 1, G)."""
         if state.done:
-            return state.live.to(state.phi).view(1, 1, -1)
+            return open_gates(state.live, state.phi)
         return torch.sigmoid(-self._channels(state.phi)).view(1, 1, -1)
 
     def step(
@@ -263,7 +270,8 @@ class PGNAS:
 
     def _channels(self, groups: Tensor) -> Tensor:
         """Return each channel's value, (S,) -> (G,)."""
-        return groups.repeat_interleave(self._sizes.to(groups.device))
+        sizes = _sizes(self.space, str(groups.device))
+        return groups.repeat_interleave(sizes, output_size=self.space.n_options)
 
     def _descend(self, phi: Tensor, velocity: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Return logits and momentum after one step of Nesterov's descent."""
@@ -274,7 +282,7 @@ class PGNAS:
         """Return the gradient of the entropy alone, what `functional.bernoulli.drift` follows, shape (S,)."""
         pi, u = torch.sigmoid(state.idle), self.config.deletion
         pull = 0.0 if u is None else math.log(u / (1 - u))
-        return self.config.lambda_d * self._sizes.to(pi.device) * pi * (1 - pi) * (state.idle - pull) / state.n
+        return self.config.lambda_d * _sizes(self.space, str(pi.device)) * pi * (1 - pi) * (state.idle - pull) / state.n
 
     def _beyond(self, state: PGNASState) -> float:
         """Return the share of groups further from their drift curve than `beyond`."""

@@ -58,12 +58,13 @@ class Series:
             if choice.zero is not None:
                 for g in space.columns(position):
                     gate[g] = space.columns(position)[choice.zero]
-        self.gate = torch.tensor(gate, device=device)
+        is_gate = torch.zeros(space.n_options, dtype=torch.bool)
+        is_gate[[space.columns(p)[c.zero] for p, c in enumerate(space.choices) if c.zero is not None]] = True
+        gated = (torch.tensor(gate) != torch.arange(space.n_options)) & ~is_gate
+        self.gate = torch.tensor(gate).to(device, non_blocking=True)
         """Flat index of the gate of each option's edge; its own where there is none, shape (G,)."""
-        self.is_gate = torch.zeros(space.n_options, dtype=torch.bool, device=device)
-        zeros = [space.columns(p)[c.zero] for p, c in enumerate(space.choices) if c.zero is not None]
-        self.is_gate[zeros] = True
-        self.gated = (self.gate != torch.arange(space.n_options, device=device)) & ~self.is_gate
+        self.is_gate = is_gate.to(device, non_blocking=True)
+        self.gated = gated.to(device, non_blocking=True)
         """Which options are operations behind a gate, shape (G,)."""
 
     def compose(self, switches: Tensor) -> Tensor:

@@ -135,6 +135,16 @@ def _simplices(space: Space, live: tuple[bool, ...], device: str) -> Simplices:
     return Simplices(columns, torch.tensor(live), device)
 
 
+def open_gates(live: Tensor, like: Tensor) -> Tensor:
+    """Return gates of 1 for what is live and 0 for the rest, shape (1, 1, G), on `like`'s device; remembered."""
+    return _open_gates(tuple(live.tolist()), str(like.device), like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _open_gates(live: tuple[bool, ...], device: str, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(live, dtype=dtype).to(device, non_blocking=True).view(1, 1, -1)
+
+
 def live_table(space: Space, live: Tensor) -> list[list[int]]:
     """Return, per choice, the option indices that are live."""
     return [

@@ -19,7 +19,7 @@ from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.kernels import Part, fan, parts_of
 from bayesarch.nets.operations import Operation, operation, operation_module
-from bayesarch.nets.pieces import Piece, mixed, total
+from bayesarch.nets.pieces import Piece, gates_of, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.spaces import Choice, Space
 
@@ -208,7 +208,8 @@ class MixedCell(nn.Module):
                 columns = [
                     g for g in self.space.columns(position) if g in self.present and (active is None or g in active)
                 ]
-                yield choice.target, gates[:, columns].sum(1).view(-1, *[1] * (ndim - 1))
+                passed = gates_of(gates, columns).sum(1)
+                yield choice.target, passed.view(-1, *[1] * (ndim - 1))
 
     def leaving(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Piece]]:
         """Return (target node, gated piece) for everything that leaves `node`, whose features are `h`."""

@@ -98,7 +98,10 @@ class GatedSupernet(nn.Module):
         self.full_macs = self.costs.macs
         self.net = net
         self.live = torch.ones(space.n_options, dtype=torch.bool)
-        self.occupancy = torch.ones(1, space.n_options, dtype=torch.bool)
+        self._open: Tensor  # the same, where the weights lie
+        self.register_buffer("_open", self.live.clone(), persistent=False)
+        self.occupancy: Tensor
+        self.register_buffer("occupancy", torch.ones(1, space.n_options, dtype=torch.bool), persistent=False)
         self.n_copies, self.partial = 1, 1
         self.images_seen, self.macs_spent = 0, 0
         self.noise: torch.Generator | None = None
@@ -140,7 +143,7 @@ class GatedSupernet(nn.Module):
             )
         self.images_seen += len(images)
         self.macs_spent += len(images) * self.full_macs
-        flat = torch.where(self.live.to(gates.device), gates[:, 0], 0.0)
+        flat = torch.where(self._open, gates[:, 0], 0.0)
         self._gates = {name: flat[:, span] for name, span in self._spans.items()}
         drawing = seeded(self.noise) if self.training and self.noise is not None else nullcontext()
         try:
@@ -179,6 +182,7 @@ class GatedSupernet(nn.Module):
         if bool((live & ~self.live).any()):
             raise ValueError("prune only removes")
         self.live = live.clone()
+        self._open.copy_(live)
 
     def inherit(self, arch: Architecture) -> nn.Module:
         """Return the network cut to the channels of `arch`, with this one's weights: the output of its hard gates."""

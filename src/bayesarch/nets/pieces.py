@@ -7,10 +7,18 @@ from torch import Tensor
 
 from bayesarch.nets.kernels import Part, sum_of
 
-__all__ = ["Piece", "mixed", "total"]
+__all__ = ["Piece", "gates_of", "mixed", "total"]
 
 Piece = Tensor | tuple[Tensor, Tensor] | Part
 """What one option brings to a node: features, features and the gate that they are multiplied by, or a kernel's part."""
+
+
+def gates_of(gates: Tensor, columns: Sequence[int]) -> Tensor:
+    """Return the gates of some options, shape (B, n), from those of all (B, G); the host does not wait for a card.
+
+    With a list as its index it would: that is copied there first.
+    """
+    return torch.stack([gates[:, g] for g in columns], 1) if columns else gates[:, :0]
 
 
 def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:

@@ -77,10 +77,14 @@ class Supernet(nn.Module):
         """Options that physically exist, shape (G,), on the CPU."""
         kinds = [kind for kind in trunk.kinds if kind is not None]
         cell_of = [choice.cell for choice in space.choices for _ in choice.options]
-        self.occupancy = torch.tensor([[kind == cell for cell in cell_of] for kind in kinds])
+        self.occupancy: Tensor  # lies where the weights do, as `option_macs`: a step asks for both
+        self.register_buffer(
+            "occupancy", torch.tensor([[kind == cell for cell in cell_of] for kind in kinds]), persistent=False
+        )
         """Which copy has which option, shape (L, G)."""
         costs = option_costs(space, self.sizes, input_shape, classes)
-        self.option_macs = torch.tensor([cost.macs for cost in costs.options])
+        self.option_macs: Tensor
+        self.register_buffer("option_macs", torch.tensor([cost.macs for cost in costs.options]), persistent=False)
         """MACs of each option over all copies for one image, shape (G,)."""
         self.partial = 1
         """K: one in K channels goes through the options (`resize`)."""

@@ -12,7 +12,7 @@ from bayesarch.errors import ConfigError
 from bayesarch.nets.cells import node_order
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.options import Options, load_shared
-from bayesarch.nets.pieces import mixed, total
+from bayesarch.nets.pieces import gates_of, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
@@ -103,7 +103,7 @@ class TreeCell(nn.Module):
             return h
         if gates is None:
             return torch.zeros_like(h)
-        childless = (gates[:, columns] == 0).all(1).to(h.dtype)
+        childless = (gates_of(gates, columns) == 0).all(1).to(h.dtype)
         return h * childless.view(-1, 1, 1, 1)
 
     def _shortcut(self, x: Tensor) -> Tensor:

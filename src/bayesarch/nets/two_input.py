@@ -13,7 +13,7 @@ from bayesarch.nets.cells import node_order
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.operations import Halving, factorized_reduce
 from bayesarch.nets.options import Options, in_supernet, load_shared
-from bayesarch.nets.pieces import Piece, mixed, total
+from bayesarch.nets.pieces import Piece, gates_of, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
@@ -147,7 +147,7 @@ class TwoInputCell(nn.Module):
                 columns = [
                     g for g in self.space.columns(position) if g in self.present and (active is None or g in active)
                 ]
-                yield choice.target, (h, gates[:, columns].sum(1).view(-1, 1, 1, 1))
+                yield choice.target, (h, gates_of(gates, columns).sum(1).view(-1, 1, 1, 1))
 
     def prune(self, live: Tensor) -> None:
         """Physically remove the options whose entry in `live` (G,) is False."""
