@@ -57,6 +57,8 @@ class Marks:
 
     def __init__(self):
         self.waits: list[Wait] = []
+        self.capturing = None
+        """The CUDA graph that is being captured (`captured.py`): nothing may wait then."""
 
     def __getitem__(self, tensor) -> torch.device | None:
         ref, device = self.kept.get(tensor.untyped_storage()._cdata, (None, None))
@@ -71,6 +73,8 @@ class Marks:
 
     def waited(self, what: str) -> None:
         """Write down the functions of ours that made the host wait."""
+        if self.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         frames = (frame for frame, _ in traceback.walk_stack(None))
         ours = [f.f_code for f in frames if f.f_code.co_filename.startswith(SOURCE)]
         self.waits.append(Wait(what, tuple(code.co_qualname for code in ours)))
@@ -98,9 +102,8 @@ class Operations(TorchDispatchMode):
             where = [f"{tuple(t.shape)} on {self.marks[t]}" for t in tensors]
             raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {', '.join(where)}")
         crossing = name == "aten::copy_" and None not in self.copied(args) and len({*self.copied(args)}) == 2
-        if (name in WAITS and CARD in found) or (
-            crossing and not (self.copied(args)[0] == CARD and args[2:] == (True,))
-        ):
+        ahead = crossing and self.copied(args)[0] == CARD and args[2:] == (True,) and not self.marks.capturing
+        if (name in WAITS and CARD in found) or (crossing and not ahead):
             self.marks.waited(name)
         if name == "aten::repeat_interleave" and CARD in found and kwargs.get("output_size") is None:
             self.marks.waited(name)
@@ -163,7 +166,8 @@ class Calls(TorchFunctionMode):
             return out
         if here == CARD and target.type != here.type:
             self.marks.waited("a copy to the host")
-        if here == HOST and target.type != here.type and not kwargs.get("non_blocking"):
+        # a captured copy would read the host's memory at each replay, when it is long gone
+        if here == HOST and target.type != here.type and (self.marks.capturing or not kwargs.get("non_blocking")):
             self.marks.waited("a copy to the card")
         out = out.clone() if out.untyped_storage()._cdata == tensor.untyped_storage()._cdata else out
         self.marks.put(out, CARD if target.type == "cuda" else HOST)
@@ -178,6 +182,9 @@ class Calls(TorchFunctionMode):
         flat = tree_flatten((args, kwargs))[0]
         given = any(isinstance(t, torch.Tensor) for t in flat)
         generator = next((g for g in flat if isinstance(g, torch.Generator)), None)
+        graph = self.marks.capturing
+        if graph and generator is not None and generator.device.type == "cuda" and generator not in graph.streams:
+            raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
         result = func(*args, **kwargs)
         if device == CARD and short_of(name) in {"tensor", "as_tensor", "asarray", "new_tensor"}:
             self.marks.waited("numbers made a tensor of the card")

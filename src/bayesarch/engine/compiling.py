@@ -11,7 +11,7 @@ from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.kernels import library
 
-__all__ = ["check_ways", "take_way"]
+__all__ = ["check_graphs", "check_ways", "take_way"]
 
 
 def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -> None:
@@ -31,6 +31,8 @@ def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -
         if device.type != "cpu":
             raise DeviceError(f"engine.fused is for the CPU, and the device is {device}; leave it off")
         library()
+    if config.graphs:
+        check_graphs(device, processes)
 
 
 def take_way(net: Supernet, config: EngineConfig, device: torch.device, processes: int = 1) -> None:
@@ -48,6 +50,19 @@ def take_way(net: Supernet, config: EngineConfig, device: torch.device, processe
         net.compile_regions()
     if config.fused:
         net.fuse()
+
+
+def check_graphs(device: torch.device, processes: int = 1, setting: str = "engine.graphs") -> None:
+    """Look for what replaying steps needs.
+
+    Raises:
+        ConfigError: where several processes share the batch.
+        DeviceError: if there is no card.
+    """
+    if processes > 1:
+        raise ConfigError(f"{setting} captures the steps of one process, and {processes} share the batch; leave it off")
+    if device.type != "cuda":
+        raise DeviceError(f"{setting} is for cards, and the device is {device}; leave it off")
 
 
 def check_compiler(device: torch.device) -> None:

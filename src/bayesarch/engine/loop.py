@@ -29,6 +29,7 @@ from bayesarch.engine.joint import World
 from bayesarch.engine.memory import SCORED, economise
 from bayesarch.engine.method import Clock, Method, found_by, partial_of, passes_at_the_end
 from bayesarch.engine.place import EngineConfig, Interrupted, Observer, Place
+from bayesarch.engine.replay import steps_of
 from bayesarch.engine.schedule import scheduled_lr
 from bayesarch.engine.score import Score, recalibrate, score
 from bayesarch.engine.weights import Weights
@@ -95,6 +96,7 @@ class Engine:
             nesterov=config.nesterov,
             clip=config.clip,
         )
+        self.steps = steps_of(method, net, self.weights, config, streams)
         self.feeders = {
             name: Feeder(
                 data[name],
@@ -220,15 +222,9 @@ class Engine:
     def _step(self) -> None:
         place = self.place
         batches = {name: feeder.next() for name, feeder in self.feeders.items()}
-        self.weights.zero()
-        with autocast(self.device, self.config.precision):
-            self.state, info = self.method.step(
-                self.state, self.net, batches, streams=self.streams, clock=self._clock()
-            )
-        norm = self.weights.step(self._lr())
+        self.state, info = self.steps.take(self.state, batches, self._clock())
         self._reconcile()
-        tallied = dict(info) if norm is None else {**info, "gradient_norm": norm}
-        for name, value in tallied.items():
+        for name, value in info.items():
             value = torch.as_tensor(value).detach().to(torch.float64)
             place.sums[name] = place.sums[name] + value if name in place.sums else value
         place.step += 1
@@ -248,6 +244,8 @@ class Engine:
             before = self.weights.state()
             self.weights.grow(before, self.net.resize(partial, generator=self.streams["init/resize"]))
             changed = True
+        if changed:
+            self.steps.forget()
         return changed
 
     def _account(self) -> None:
@@ -315,13 +313,14 @@ class Engine:
         return self.place.rounds * self.round_steps + self.place.step
 
     def _clock(self) -> Clock:
+        lr = self.steps.rate(self._lr())
         return Clock(
             epoch=self._stage_steps() // self.steps_per_epoch,
             step=self.place.steps,
             epochs=self.config.epochs,
             steps_per_epoch=self.steps_per_epoch,
-            weight_lr=self._lr(),
-            preview=lambda gradients: self.weights.preview(gradients, self._lr()),
+            weight_lr=lr,
+            preview=lambda gradients: self.weights.preview(gradients, lr),
             last=self.place.over,
             gone=lambda: self.allowance.gone(self._now()),
             trained=lambda: self.allowance.trained(self._now()),
@@ -390,6 +389,7 @@ class Engine:
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint} does not fit this network: {error}") from None
         self.weights.restore(under("momentum/"))
+        self.steps.forget()
         self.streams.restore(under("stream/"))
         for name, feeder in self.feeders.items():
             feeder.restore(under(f"feeder/{name}/"))

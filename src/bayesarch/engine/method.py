@@ -37,7 +37,7 @@ class Clock:
         step: steps finished in the whole search.
         epochs: the cap on search epochs.
         steps_per_epoch: weight steps in a pass over the first split.
-        weight_lr: learning rate of the weights at this step.
+        weight_lr: learning rate of the weights at this step; a tensor, shape (), where steps are replayed on a card.
         preview: gradients of the network's parameters, in their order -> by how much the weight step would move each;
             nothing is moved. For methods that look ahead.
         last: at a boundary, whether the search ends here, by its cap or because its time is over.
@@ -52,7 +52,7 @@ class Clock:
     step: int
     epochs: int
     steps_per_epoch: int
-    weight_lr: float
+    weight_lr: float | Tensor
     preview: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
     last: bool = False
     keep: Callable[[Any], None] = lambda state: None

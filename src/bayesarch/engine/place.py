@@ -67,6 +67,9 @@ class EngineConfig(Config):
     fused: bool = False
     """Whether gates, norms and sums of a supernet's cells are computed by kernels of ours, on a CPU, compiled in some
     seconds by a C compiler and kept: faster, the more so in bf16, and up to rounding the same (docs/speed.md)."""
+    graphs: bool = False
+    """Whether steps on a card are captured and replayed as one program (CUDA graphs), wherever the host would say the
+    same again: small networks wait for the host otherwise. Has only run on a pretended card (docs/speed.md)."""
     memory_limit: float | None = Field(default=None, gt=0)
     """Most memory a search may take beside Python and torch, in MiB; null: no limit. What keeps it is chosen before the
     search and printed; see docs/first-steps.md."""

@@ -20,7 +20,7 @@ __all__ = ["Together", "can_stack"]
 
 def can_stack(trainer: Trainer) -> bool:
     """Return whether a training of this kind can be one of several: nothing in it draws while it goes forward."""
-    return trainer.config.auxiliary == 0 and trainer.config.drop_path == 0
+    return trainer.config.auxiliary == 0 and trainer.config.drop_path == 0 and not trainer.config.graphs
 
 
 class Together:
@@ -40,7 +40,10 @@ class Together:
         if any(t.config != first.config or t.steps_per_epoch != first.steps_per_epoch for t in trainers):
             raise ConfigError("only trainings of one recipe on as many examples can be stacked")
         if not can_stack(first):
-            raise ConfigError("a training with an auxiliary head or dropped paths cannot be stacked; set both to 0")
+            raise ConfigError(
+                "a training with an auxiliary head, dropped paths or replayed steps cannot be stacked; set "
+                "train.auxiliary and train.drop_path to 0 and train.graphs to false"
+            )
         self.trainers = list(trainers)
         self.net = stack([t.net for t in trainers])
 

@@ -21,6 +21,7 @@ from bayesarch.data import Batch, Feeder, Split
 from bayesarch.engine.checkpoint import load_checkpoint, save_checkpoint
 from bayesarch.engine.device import Precision, autocast
 from bayesarch.engine.place import Interrupted, Observer
+from bayesarch.engine.replay import Replays
 from bayesarch.engine.score import Score, score
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, ConfigError, NumericalError
@@ -68,6 +69,8 @@ class TrainConfig(Config):
     """fp32, or bf16 autocast."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the CPU; null: as many as a step keeps busy, or what `OMP_NUM_THREADS` says."""
+    graphs: bool = False
+    """Whether steps on a card are captured and replayed as one program, as `engine.graphs` says."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Longest time between two checkpoints; one is written after every epoch in any case."""
 
@@ -171,6 +174,7 @@ class Trainer:
         )
         self.steps_per_epoch = self.feeder.steps_per_pass
         self._saved_at = self._ticked = time.monotonic()
+        self.replays = Replays(streams) if config.graphs else None
         self._running: Tensor | float = 0.0
         self.time_share = 1.0
         """Part of the time passing that counts as this training's: less where several share the steps."""
@@ -211,7 +215,7 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Make ready for the steps of the current epoch, or for what is left of them."""
         self.whole.train()
-        share = self.config.drop_path * self.place.epoch / self.config.epochs
+        self._dropped = share = self.config.drop_path * self.place.epoch / self.config.epochs
         if self._layered is not None:
             self._layered.drop_paths(PathDrop(share, generator=self.streams["drop"]) if share > 0 else None)
         self._running = self.place.loss
@@ -264,6 +268,14 @@ class Trainer:
         )
 
     def _step(self, batch: Batch) -> Tensor:
+        if self.replays is None:
+            return self._moved(batch)
+        self.replays.rate.fill_(self._lr())
+        given = [part for part in batch if part is not None]  # weights come last
+        key = [self._dropped, *(part.shape for part in given)]
+        return self.replays.run(key, given, lambda now: [self._moved(Batch(*now))])[0][0]
+
+    def _moved(self, batch: Batch) -> Tensor:
         self.weights.zero()
         with autocast(self.device, self.config.precision):
             total, loss = self._losses(batch)
@@ -273,7 +285,7 @@ class Trainer:
 
     def move(self) -> None:
         """Take the weights' step along the gradients that are in them."""
-        self.weights.step(self._lr())
+        self.weights.step(self._lr() if self.replays is None else self.replays.rate)
         if self.config.ema is not None:
             with torch.no_grad():
                 for name, value in self.net.state_dict().items():
@@ -376,6 +388,8 @@ class Trainer:
             self.whole.load_state_dict(under("net/"))
         except RuntimeError as error:
             raise CheckpointError(f"{self.checkpoint} does not fit this network: {error}") from None
+        if self.replays is not None:
+            self.replays.forget()
         self.average = {k: v.to(self.device) for k, v in under("average/").items()}
         self.weights.restore(under("momentum/"))
         self.streams.restore(under("stream/"))

@@ -30,7 +30,7 @@ class Weights:
         for p in self.net.parameters():
             p.grad = None
 
-    def step(self, lr: float) -> Tensor | None:
+    def step(self, lr: float | Tensor) -> Tensor | None:
         """Clip, take one step at learning rate `lr`, and return the gradient's norm before clipping (0-dim).
 
         None where no weight has a gradient.
@@ -47,7 +47,7 @@ class Weights:
                 fused=True,
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,
-                lr=lr,
+                lr=lr,  # type: ignore[arg-type]  # torch takes a tensor of the card here
                 dampening=0.0,
                 nesterov=self.nesterov,
                 maximize=False,
@@ -59,7 +59,7 @@ class Weights:
             self._momenta[p] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return self._momenta.get(p)
 
-    def preview(self, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
+    def preview(self, gradients: Sequence[Tensor], lr: float | Tensor) -> list[Tensor]:
         """Return by how much a step at `lr` would move each parameter, unclipped; nothing is moved.
 
         Args:

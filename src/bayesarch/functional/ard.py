@@ -216,7 +216,7 @@ def penalty(terms: Penalty, squares: Tensor, *, floor: float = 1e-12) -> Tensor:
     return (terms.weight * (inside + floor).sqrt()).sum()
 
 
-def proximal(moved: Tensor, terms: Penalty, amount: float, *, before: Tensor, floor: float = 1e-12) -> Tensor:
+def proximal(moved: Tensor, terms: Penalty, amount: float | Tensor, *, before: Tensor, floor: float = 1e-12) -> Tensor:
     """Return the switches after the penalty's part of a step, shape (L, G).
 
     Where the penalty is separable this is the group soft threshold over the copies, its exact proximal operator. With

@@ -42,6 +42,15 @@ class Streams:
             self._made[name] = generator
         return self._made[name]
 
+    def on_device(self) -> list[torch.Generator]:
+        """Return the streams made so far that do not live on the CPU."""
+        return [generator for generator in self._made.values() if generator.device.type != "cpu"]
+
+    def host_state(self) -> dict[str, list[int]]:
+        """Return the position of every stream made so far that lives on the CPU, to be compared."""
+        made = self._made.items()
+        return {name: stream.get_state().tolist() for name, stream in made if stream.device.type == "cpu"}
+
     def state(self) -> dict[str, Tensor]:
         """Return the position of every stream made so far, as byte tensors."""
         return {name: generator.get_state().clone() for name, generator in self._made.items()}

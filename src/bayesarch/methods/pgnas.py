@@ -273,7 +273,7 @@ class PGNAS:
         sizes = _sizes(self.space, str(groups.device))
         return groups.repeat_interleave(sizes, output_size=self.space.n_options)
 
-    def _descend(self, phi: Tensor, velocity: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    def _descend(self, phi: Tensor, velocity: Tensor, grad: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and momentum after one step of Nesterov's descent."""
         velocity = self.config.momentum * velocity + grad
         return phi - lr * (grad + self.config.momentum * velocity), velocity

@@ -130,6 +130,8 @@ def settle_compression(record: Mapping[str, Any]) -> CompressSettings:
         )
     if train is not None and (train.auxiliary > 0 or train.drop_path > 0 or train.ema is not None):
         faults.append("train: auxiliary heads, dropped paths and moving averages are for `train`; leave them off here")
+    if train is not None and train.graphs:
+        faults.append("train.graphs: what cuts a network decides on the host as it trains; leave it off here")
     raise_all(faults)
     assert config is not None
     assert limits is not None

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 
 from bayesarch.data import Examples, Split, load, split, splits_on
-from bayesarch.engine import resolve_device
+from bayesarch.engine import check_graphs, resolve_device
 from bayesarch.ensembles import (
     SELECTIONS,
     SOURCES,
@@ -185,6 +185,8 @@ class _Work:
         self.folder, self.settings, self.examples = folder, settings, examples
         self.listener, self.stop, self.ray = listener, stop, ray
         self.device, self.parallel = resolve_device(settings.device), parallel
+        if settings.train.graphs:
+            check_graphs(self.device, setting="train.graphs")
         self.base = open_run(settings.ensemble.run)
         self.partition = split(examples, settings.data).for_training()
         self.halves = halves(self.partition.take(examples, "selection")[1])

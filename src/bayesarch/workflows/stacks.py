@@ -40,7 +40,7 @@ def stacking_pays(
 
     On a GPU always, for small networks wait for launches; on a CPU where they are small and no two processes would run
     side by side. By size and not by the clock (decision 21): a stack's rounding is its own, and equal runs stay equal.
-    False where the networks cannot be stacked, or draw random numbers inside.
+    False where the networks cannot be stacked, draw random numbers inside, or have their steps replayed one by one.
 
     Args:
         arch: their architecture.
@@ -51,7 +51,7 @@ def stacking_pays(
         device: where they train.
         parallel: processes at a time.
     """
-    if config.auxiliary > 0 or config.drop_path > 0:
+    if config.auxiliary > 0 or config.drop_path > 0 or config.graphs:
         return False
     if device.type == "cpu":
         macs = architecture_cost(arch, sizes=sizes, input_shape=input_shape, classes=classes).macs

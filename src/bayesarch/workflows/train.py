@@ -23,7 +23,16 @@ from torch import nn
 
 from bayesarch.config import Config, check, raise_all
 from bayesarch.data import DataConfig, Examples, Partition, Split, load, split, splits_on
-from bayesarch.engine import Interrupted, Observer, Together, TrainConfig, Trainer, resolve_device, working_threads
+from bayesarch.engine import (
+    Interrupted,
+    Observer,
+    Together,
+    TrainConfig,
+    Trainer,
+    check_graphs,
+    resolve_device,
+    working_threads,
+)
 from bayesarch.errors import BayesarchError, ConfigError, RunError, nearest
 from bayesarch.functional import Streams
 from bayesarch.nets import architecture_cost, build
@@ -243,6 +252,8 @@ class _Job:
 
     def __init__(self, settings: _Settings, examples: Examples | None, like: "_Job | None" = None) -> None:
         self.settings, self.device = settings, resolve_device(settings.device)
+        if settings.train.graphs:
+            check_graphs(self.device, setting="train.graphs")
         self.examples: Examples
         self.partition: Partition
         self.splits: dict[str, Split]
