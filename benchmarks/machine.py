@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speed import kib, measure
+from records import measure
+from speed import kib
 from steps import Case, in_turn
 from waiting import WAYS, environment, waiting_row
 

@@ -134,7 +134,7 @@ class PublishedNet(nn.Module):
             MixedEdges(layer) if isinstance(layer, MixedCell | TwoInputCell) else copy.deepcopy(layer)
             for layer in net.layers
         )
-        self.to(next(net.parameters()).dtype).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.to(next(net.parameters())).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, gates: Tensor) -> Tensor:
         """Return logits; gates (G,)."""
@@ -157,7 +157,7 @@ def published_step(
         batches: (images, labels) for the architecture and for the weights.
     """
     n = sum(map(len, rows))
-    alphas = nn.Parameter(torch.zeros(n))
+    alphas = nn.Parameter(torch.zeros(n, device=batches[0][0].device))
     beliefs = torch.optim.Adam([alphas], lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
     weights = torch.optim.SGD(net.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
 

@@ -26,17 +26,33 @@ FREE = ("view", "expand", "detach", "t", "split", "slice", "select", "unsqueeze"
 """Operations that touch no memory."""
 
 
-def ceilings(side: int = 2048, floats: int = 2**26) -> dict[str, float]:
-    """Return the best of five: FLOP/s of a product of matrices, bytes/s of a copy."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    x, y = torch.ones(floats), torch.empty(floats)
+def ceilings(
+    side: int = 2048,
+    floats: int = 2**26,
+    *,
+    like: Tensor | None = None,
+    done: Callable[[], Any] = lambda: None,
+) -> dict[str, float]:
+    """Return the best of five: FLOP/s of a product of matrices, bytes/s of a copy.
+
+    Args:
+        side: of the matrices.
+        floats: values that are copied, in fp32.
+        like: a tensor of the device and type of the product; None: fp32 on the CPU.
+        done: waits until a work has really ended, on a card.
+    """
+    like = torch.empty(0) if like is None else like
+    a, b = (torch.randn(side, side).to(like) for _ in range(2))
+    x, y = (torch.ones(floats, device=like.device) for _ in range(2))
 
     def best(work: Callable[[], Any]) -> float:
         work()
+        done()
         seconds = []
         for _ in range(5):
             began = time.perf_counter()
             work()
+            done()
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 

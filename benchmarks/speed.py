@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from records import measure
 from steps import Case, in_turn
 
 from bayesarch.workflows.waiting import wait_shortly
@@ -375,25 +376,6 @@ def main() -> None:
     }
     wanted = [name for name in rows if name != "ways" or not arguments.short]  # compiling takes minutes at any size
     measure(rows, arguments.row or wanted, arguments.out, "python benchmarks/speed.py")
-
-
-def measure(rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, command: str) -> None:
-    """Measure the rows wanted, and write the record after each; rows that are there and not wanted stay."""
-    import torch
-
-    from bayesarch.workflows.environment import environment
-
-    known = json.loads(out.read_text())["rows"] if out.exists() else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name in wanted:
-        here = environment(torch.device("cpu"))
-        known[name] = {**rows[name](), "threads": torch.get_num_threads(), "commit": here["commit"]}
-        print(name, json.dumps(known[name])[:400], flush=True)
-        part = out.with_suffix(".part")
-        part.write_text(
-            json.dumps({"command": command, "environment": here, "rows": known}, indent=1, sort_keys=True) + "\n"
-        )
-        part.replace(out)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ from bayesarch.engine.place import Observer as Observer
 from bayesarch.engine.place import Place as Place
 from bayesarch.engine.pressure import Pressure as Pressure
 from bayesarch.engine.relevance import Relevance as Relevance
+from bayesarch.engine.replay import Steps as Steps
+from bayesarch.engine.replay import steps_of as steps_of
 from bayesarch.engine.score import RECALIBRATED as RECALIBRATED
 from bayesarch.engine.score import Score as Score
 from bayesarch.engine.score import batch_loss as batch_loss
@@ -87,6 +89,7 @@ __all__ = [
     "Setting",
     "ShrinkConfig",
     "State",
+    "Steps",
     "Switches",
     "Together",
     "TrainConfig",
@@ -117,6 +120,7 @@ __all__ = [
     "resolve_device",
     "save_checkpoint",
     "score",
+    "steps_of",
     "switch_curvature",
     "take_way",
     "threads_are_told",
