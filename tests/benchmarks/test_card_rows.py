@@ -39,7 +39,10 @@ def test_rows_on_a_card_replay_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     with pretended_card(monkeypatch) as marks, pretended_graphs(monkeypatch, marks) as graphs:
         record = measured(monkeypatch, tmp_path / "card.json", "cuda", "nb201")
-        assert [graph.replays for graph in graphs.made] == [1, 1]  # the third step of each way, the first two are the host's
+        assert [graph.replays for graph in graphs.made] == [
+            1,
+            1,
+        ]  # the third step of each way, the first two are the host's
     row = record["rows"]["nb201"]
     assert set(row["steps"]) == {"published", *card.WAYS}
     assert set(row["peak_mib"].values()) == {2.0}

@@ -232,37 +232,43 @@ def test_gated_pieces_are_summed_and_left_as_they_are(generator):
         assert torch.equal(y, kept[1])
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("cell", ["normal", "reduce"])
 @pytest.mark.parametrize("space", ["darts", "bayesnas-cell"])
-def test_what_options_begin_with_alike_is_what_each_computes(space, generator):
-    """Outputs, gradients and running statistics of options computed together, and of every module by itself."""
+def test_what_options_compute_together_is_what_each_computes(space, cell, side, training, generator):
+    """Outputs, all gradients, running statistics: what options begin with alike, gates as scales, pixels left out."""
     from bayesarch.spaces import SPACES
 
     seed = torch.Generator().manual_seed(3)
-    net = Supernet(SPACES[space], input_shape=(2, 8, 8), classes=3, sizes=SIZES, generator=seed).double()
-    options = net.cells()[0].options
+    net = Supernet(SPACES[space], input_shape=(2, side, side), classes=3, sizes=SIZES, generator=seed).double()
+    stride = {"normal": 1, "reduce": 2}[cell]
+    options, width = next((made.options, made.channels) for made in net.cells() if made.stride == stride)
     node = next(source for source, _ in options.wiring.values())
     columns = [g for source, users in options.wiring.values() if source == node for g, _ in users]
-    h = torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64) + 0.3
-    gates = torch.ones(1, net.space.n_options, dtype=torch.float64)
+    h = torch.randn(3, width, side, side, generator=generator, dtype=torch.float64) + 0.3
+    scales = torch.randn(1, net.space.n_options, generator=generator, dtype=torch.float64)
+    scales[0, columns[0]] = 0.0
     found = []
     for alone in (False, True):
-        ours = copy.deepcopy(options).train()
-        leaf = h.clone().requires_grad_()
+        ours = copy.deepcopy(options).train(training)
+        leaf, gates = h.clone().requires_grad_(), scales.clone().requires_grad_()
         outs = []
         for _ in range(2):
             if alone:
                 mine = [(ours.modules_of[key](leaf), users) for key, (at, users) in ours.wiring.items() if at == node]
-                outs = [out for out, users in mine for _ in users]
+                outs = [out * gates[0, g] for out, users in mine for g, _ in users]
             else:
-                outs = [piece[0] for _, piece in ours.leaving(node, leaf, gates, None)]
+                pieces = [piece for _, piece in ours.leaving(node, leaf, gates, None)]
+                outs = [piece if isinstance(piece, torch.Tensor) else piece[0] * piece[1] for piece in pieces]
         sum(((i + 1) * out.square()).sum() for i, out in enumerate(outs)).backward()
         grads = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-        found.append((outs, leaf.grad, grads, dict(ours.named_buffers())))
+        found.append((outs, leaf.grad, gates.grad, grads, dict(ours.named_buffers())))
     assert len(found[0][0]) == len(columns) >= 6
-    assert len(found[0][2]) >= 6
+    assert len(found[0][3]) >= 6
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
-    moved = [name for name, buffer in found[0][3].items() if name.endswith("tracked") and int(buffer) == 2]
-    assert len(moved) >= 6
+    moved = [name for name, buffer in found[0][4].items() if name.endswith("tracked") and int(buffer) == 2]
+    assert len(moved) >= 6 if training else not moved
 
 
 @pytest.mark.parametrize("space", [DARTS, BAYESNAS_CELL], ids=lambda s: s.name)

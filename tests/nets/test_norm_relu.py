@@ -8,6 +8,7 @@ from bayesarch.nets import kernels
 from bayesarch.nets import options as room
 from bayesarch.nets.kernels import Norm, norm_relu
 from bayesarch.nets.options import Options
+from bayesarch.nets.pieces import mixed
 from bayesarch.spaces import SPACES
 from helpers import images, needs_cc, on_threads
 
@@ -108,8 +109,12 @@ def test_it_is_used_between_the_convolutions_of_an_option(space, kind, option, m
     assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1]
     twin = Options(found, kind, 4, [column], stride_of=lambda node: 1, affine=False, norm_free=True)
     twin.load_state_dict({k: v for k, v in options.state_dict().items() if "running" not in k}, strict=False)
-    ((_, (out, _)),) = twin.leaving(choice.source, h, gates, None)
-    torch.testing.assert_close(kernels.sum_of([part]), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        kernels.sum_of([part]),
+        mixed([piece for _, piece in twin.leaving(choice.source, h, gates, None)], h),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     for a, b in zip(norms, (m for m in twin.modules() if isinstance(m, torch.nn.BatchNorm2d)), strict=True):
         torch.testing.assert_close(a.running_var, b.running_var)
         torch.testing.assert_close(a.running_mean, b.running_mean)

@@ -4,12 +4,12 @@ One class serves supernets and plain networks: told gates, every live option is 
 a plain network does that), what is there is summed.
 
 Told gates, a supernet does less for the same result: one ReLU per source node for all options that begin with it, one
-norm and ReLU for those that begin so (while training, when a norm is that of the batch), and faster gradients of
-dilated depthwise convolutions (`depthwise.py`). Gates as the scale of the norm that an option ends with were slower
-here than a product added in place, unlike in stacked convolutions.
+norm and ReLU for those that begin so (while training, when a norm is that of the batch), faster gradients of
+dilated depthwise convolutions (`depthwise.py`), and the gate as the scale of the norm that an option ends with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of, window_max
 from bayesarch.nets.operations import Free, Halving, operation_module
 from bayesarch.nets.pieces import Piece
+from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 from bayesarch.spaces import Space
 
 __all__ = ["Options", "in_supernet", "load_shared"]
@@ -106,7 +107,12 @@ class Options(nn.Module):
                 for g, target in used:
                     yield target, module(h * _gate(gates, g, h.ndim))
                 continue
-            out = module(h) if gates is None else begun.finished(_layers(module))
+            layers = _layers(module)
+            if gates is not None and gates.shape[0] == 1 and len(used) == 1 and _is_bare_norm(layers[-1]):
+                ((g, target),) = used
+                yield target, _scaled(begun.finished(layers[:-1]), layers[-1], gates[0, g])
+                continue
+            out = module(h) if gates is None else begun.finished(layers)
             if self.drop is not None and self.training and out is not h:
                 out = self.drop(out)
             for g, target in used:
@@ -149,6 +155,7 @@ class _Begun:
         self._rectified: Tensor | None = None
         self._normalised: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
+        self._seen: dict[tuple[int, int], Tensor] = {}
 
     def finished(self, layers: list[nn.Module]) -> Tensor:
         """Return what an option's layers give."""
@@ -179,8 +186,17 @@ class _Begun:
     def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
         """Return what layers give."""
         for layer in layers:
-            x = _usual(layer, x)
+            x = convolved(self._thinned(x, layer), layer) if sees_every_other(layer) else _usual(layer, x)
         return x
+
+    def _thinned(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Return the pixels that a convolution sees; those of what options begin with alike once."""
+        d = conv.dilation[0]
+        if x is not self._rectified and x is not self._normalised:
+            return thinned(x, d)
+        if (id(x), d) not in self._seen:
+            self._seen[id(x), d] = thinned(x, d)
+        return self._seen[id(x), d]
 
     def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
         """Return the positive part of normalised features; this option's norm moves its own statistics."""
@@ -232,6 +248,8 @@ class _BegunByKernels(_Begun):
                 x, layers = norm_relu(x, norm), layers[1:]
             elif is_depthwise(layer, strides=(1, 2)):
                 x = fused_depthwise(x, layer)
+            elif sees_every_other(layer):
+                x = convolved(thinned(x, layer.dilation[0]), layer)
             elif isinstance(layer, Free) and layer.kernel is not None:
                 x = layer.kernel(x)
             elif (stride := _window_stride(layer)) is not None:
@@ -284,6 +302,22 @@ def _told(layer: nn.Module) -> Norm | None:
     assert layer.num_batches_tracked is not None
     layer.num_batches_tracked.add_(1)
     return Norm(layer.running_mean, layer.running_var, layer.momentum, layer.eps)
+
+
+def _is_bare_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Return whether a layer is a norm without scale and shift."""
+    return isinstance(layer, nn.BatchNorm2d) and not layer.affine and layer.momentum is not None
+
+
+def _scaled(x: Tensor, norm: nn.BatchNorm2d, gate: Tensor) -> Tensor:
+    """Return what a norm without scale gives, times a gate, which costs nothing as its scale."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    # contiguous(): torch is slow with a scale of stride 0, and its backward pass reads past one
+    scale = gate.expand(norm.num_features).contiguous()
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, scale, None, norm.training, norm.momentum or 0.0, norm.eps
+    )
 
 
 def _gate(gates: Tensor, g: int, ndim: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What options bring to a node, and its sum: products with gates are added and never made."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,18 +34,73 @@ def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
     of_kernels = [part for part in parts if isinstance(part, Part)]
     if of_kernels:
         return sum_of(of_kernels)
-    first, *others = (part for part in parts if not isinstance(part, Part))
-    whole = first if isinstance(first, Tensor) else first[0] * first[1]
-    own = not isinstance(first, Tensor)
-    for part in others:
-        if isinstance(part, Tensor):
-            whole = whole.add_(part) if own and part.dtype == whole.dtype else whole + part
-        else:
-            features, gate = part
-            same = features.dtype == whole.dtype and gate.dtype == whole.dtype
-            whole = whole.addcmul_(features, gate) if own and same else whole + features * gate
-        own = True
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    products = [(part[0], part[1]) for part in parts if isinstance(part, tuple)]
+    if not products:
+        whole, *others = plain
+        for k, part in enumerate(others):
+            whole = whole.add_(part) if k and part.dtype == whole.dtype else whole + part
+        return whole
+    whole = _weighed(products)
+    for part in plain:
+        whole = whole.add_(part) if part.dtype == whole.dtype else whole + part
     return whole
+
+
+def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of features times gates, a tensor of its own."""
+    dtypes, sizes = {t.dtype for product in products for t in product}, {gate.ndim for _, gate in products}
+    if len(dtypes) == 1 and sizes == {0} and not torch.compiler.is_compiling():
+        out: Tensor = _Weighed.apply(torch.stack([gate for _, gate in products]), *(part for part, _ in products))
+        return out
+    (first, weight), *others = products
+    whole = first * weight
+    for features, gate in others:
+        same = features.dtype == whole.dtype and gate.dtype == whole.dtype
+        whole = whole.addcmul_(features, gate) if same else whole + features * gate
+    return whole
+
+
+class _Weighed(torch.autograd.Function):
+    """Sum of features times numbers; the gradient of a number is one pass over memory, with no product made."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gates: Tensor, *features: Tensor) -> Tensor:
+        first, *others = gates.unbind()
+        whole = features[0] * first
+        for part, gate in zip(features[1:], others, strict=True):
+            whole.addcmul_(part, gate)
+        return whole
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (gates, *features) = gradients, ctx.saved_tensors
+        wanted, of_gates = ctx.needs_input_grad[1:], None
+        if ctx.needs_input_grad[0]:
+            of_gates = torch.stack([_product(gradient, part) for part in features])
+        return of_gates, *(gradient * gate if want else None for gate, want in zip(gates.unbind(), wanted, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        (of_gates, *of_features), (gates, *features) = tangents, ctx.saved_tensors
+        parts = [gate * own for gate, own in zip(gates.unbind(), of_features, strict=True) if own is not None]
+        if of_gates is not None:
+            parts += [own * part for own, part in zip(of_gates.unbind(), features, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors of one shape, shape ()."""
+    if a.ndim == 4:
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # as they lie
+    return torch.dot(a.reshape(-1), b.reshape(-1)) if a.is_contiguous() and b.is_contiguous() else (a * b).sum()
 
 
 def total(parts: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -122,6 +122,8 @@ class TwoInputCell(nn.Module):
         for node in self.order:
             if node not in features:
                 features[node] = self._join(add, parts.pop(node), rest.pop(node), like)  # popped: not held any more
+                if gates is not None and features[node].requires_grad:
+                    features[node].register_hook(_dense)
             h = features[node]
             for target, piece in self.region(self.options, node, h[:, : self.width], gates, active):
                 parts[target].append(piece)
@@ -250,3 +252,8 @@ def two_input_stages(
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(newer, classes)]
     head = nn.Sequential(*([nn.BatchNorm2d(newer)] if head_norm else []), *pool)
     return Trunk(stem, layers, kinds, head, depth=2)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as a tensor of its own: one of a slice would send norms and convolutions a slow way."""
+    return gradient.contiguous(memory_format=torch.channels_last)
