@@ -163,8 +163,9 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
          f"{1e3 * ways[0]['steps']['one']['seconds']:.0f}", *(_ratio(way["steps"]["two"]) for way in ways)]
         for ways in zip(*(rows["threads"][way] for way in known), strict=True)
     ]  # fmt: skip
+    places = {"alone": "alone", "company": "beside one busy process", "published": "the published step, alone"}
     waits = [
-        [name, {"alone": "alone", "company": "beside one busy process"}[place],
+        [name, places[place],
          *(f"{by[way]['seconds']:.2f} ({min(by[way]['all']):.2f} to {max(by[way]['all']):.2f})" for way in WAYS)]
         for name, row in rows.get("waiting", {"of": {}})["of"].items()
         for place, by in row.items()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from steps import Case
@@ -30,6 +30,8 @@ NETS: dict[str, dict[str, Any]] = {
     "nb201": {"space": "nb201", "sizes": {"channels": 16, "cells": 5}, "batch": 64},
     "darts": {"space": "darts", "sizes": {"channels": 16, "layers": 5}, "batch": 64},
 }
+PLACES = {"alone": ("ours", False), "company": ("ours", True), "published": ("published", False)}
+"""Where it is measured: whose step, and whether beside another process."""
 SHORT: dict[str, dict[str, Any]] = {"nb201": {"space": "nb201", "sizes": {"channels": 4, "cells": 1}, "batch": 16}}
 
 
@@ -53,18 +55,15 @@ def company() -> Iterator[None]:
 
 
 def waiting_row(short: bool) -> dict[str, Any]:
-    """Return seconds of a step in each way to wait, alone and beside one busy process."""
+    """Return seconds of our step in each way to wait, alone and beside a busy process, and of the published one."""
     found: dict[str, Any] = {}
     for name, given in (SHORT if short else NETS).items():
-        times: dict[str, dict[str, list[float]]] = {place: {way: [] for way in WAYS} for place in ("alone", "company")}
+        times: dict[str, dict[str, list[float]]] = {place: {way: [] for way in WAYS} for place in PLACES}
         for _ in range(1 if short else 3):
-            for place, lists in times.items():
-                for way, mine in lists.items():
-                    if place == "company":
-                        with company():
-                            mine.append(_step(given, way))
-                    else:
-                        mine.append(_step(given, way))
+            for place, (step, busy) in PLACES.items():
+                for way, mine in times[place].items():
+                    with company() if busy else nullcontext():
+                        mine.append(_step(given, way, step))
         found[name] = {
             place: {way: {"seconds": statistics.median(mine), "all": mine} for way, mine in lists.items()}
             for place, lists in times.items()
@@ -72,18 +71,19 @@ def waiting_row(short: bool) -> dict[str, Any]:
     return {"of": found}
 
 
-def _step(given: dict[str, Any], way: str) -> float:
-    command = [sys.executable, __file__, json.dumps(given)]
+def _step(given: dict[str, Any], way: str, step: str) -> float:
+    command = [sys.executable, __file__, json.dumps(given), step]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(way))
     return float(done.stdout.split()[-1])
 
 
 def main() -> None:
-    """Print the seconds of the second step of a network that the command line describes; two threads."""
+    """Print the seconds of the second step, ours or published, of a network that the command line describes."""
     import torch
 
     torch.set_num_threads(2)
-    step = Case(json.loads(sys.argv[1])).ours()
+    case = Case(json.loads(sys.argv[1]))
+    step = case.published() if sys.argv[2] == "published" else case.ours()
     step()
     began = time.perf_counter()
     step()

@@ -214,11 +214,17 @@ def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
     def alive():
         return sum(other.poll() is None for other in started)
 
-    monkeypatch.setattr(waiting, "_step", lambda given, way: told.append((way, alive())) or float(len(told)))
+    def seconds(given, way, step):
+        told.append((way, step, alive()))
+        return float(len(told))
+
+    monkeypatch.setattr(waiting, "_step", seconds)
     row = waiting.waiting_row(short=True)["of"]["nb201"]
-    assert told == [(way, busy) for busy in (0, 1) for way in ("passive", "shortly", "active")]
+    kinds = [("ours", 0), ("ours", 1), ("published", 0)]
+    assert told == [(way, step, busy) for step, busy in kinds for way in ("passive", "shortly", "active")]
     assert alive() == 0
     assert {other.args[-1] for other in started} == {"while True: pass"}
     assert row["company"]["shortly"] == {"seconds": 5.0, "all": [5.0]}
+    assert row["published"]["passive"] == {"seconds": 7.0, "all": [7.0]}
     said = {way: [waiting.environment(way).get(name) for name in WAITING] for way in waiting.WAYS}
     assert said == {"passive": ["PASSIVE", None], "shortly": ["PASSIVE", "3000"], "active": ["ACTIVE", None]}

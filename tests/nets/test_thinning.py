@@ -59,10 +59,9 @@ def test_others_look_at_all_pixels(other):
     assert not sees_every_other(other)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own rules for forward mode
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_of_both_are_right_to_the_second(layout, generator):
-    """Against finite differences, in float64, for any layout, forward mode as well."""
+    """Against finite differences, in float64, for any layout; and under functorch, where the plain way is taken."""
     x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
     y = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
     gates = torch.randn(2, generator=generator, dtype=torch.float64).requires_grad_()
@@ -72,10 +71,20 @@ def test_gradients_of_both_are_right_to_the_second(layout, generator):
         return mixed([(x, gates[0]), (y, gates[1]), x, (x, gates[1])], x).sin()
 
     for function, given in ((total, inputs), (lambda x: thinned(x, 3).sin(), (x,))):
-        assert gradcheck(function, given, check_forward_ad=True)
+        assert gradcheck(function, given)
         assert gradgradcheck(function, given)
     functional = torch.func.grad(lambda g: total(x, y, g).sum())(gates)
     torch.testing.assert_close(functional, torch.autograd.grad(total(x, y, gates).sum(), gates)[0])
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_features_are_kept_only_for_the_gradient_of_gates(moving, generator):
+    """A pass that trains weights alone holds no option's output for its product."""
+    x, y = (torch.randn(2, 3, 4, 4, generator=generator).requires_grad_() for _ in range(2))
+    gates, kept = torch.rand(2, generator=generator).requires_grad_(moving), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        mixed([(x, gates[0]), (y, gates[1])], x)
+    assert sorted(kept) == ([2, x.numel(), x.numel()] if moving else [2])
 
 
 def test_sums_of_products_make_no_product(generator, monkeypatch):

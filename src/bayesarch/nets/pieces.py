@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from bayesarch.nets.kernels import Part, sum_of
 
@@ -50,7 +51,9 @@ def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
 def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the sum of features times gates, a tensor of its own."""
     dtypes, sizes = {t.dtype for product in products for t in product}, {gate.ndim for _, gate in products}
-    if len(dtypes) == 1 and sizes == {0} and not torch.compiler.is_compiling():
+    # a compiler fuses products by itself, and functorch has rules of its own for torch's operations alone
+    elsewhere = torch.compiler.is_compiling() or any(is_functorch_wrapped_tensor(t) for pair in products for t in pair)
+    if len(dtypes) == 1 and sizes == {0} and not elsewhere:
         out: Tensor = _Weighed.apply(torch.stack([gate for _, gate in products]), *(part for part, _ in products))
         return out
     (first, weight), *others = products
@@ -62,22 +65,19 @@ def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 class _Weighed(torch.autograd.Function):
-    """Sum of features times numbers; the gradient of a number is one pass over memory, with no product made."""
+    """Sum of features times numbers; the gradient of a number is one pass over memory, with no product made.
 
-    generate_vmap_rule = True
+    Features are kept for the way back only where the numbers have a gradient.
+    """
 
     @staticmethod
-    def forward(gates: Tensor, *features: Tensor) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, *features: Tensor) -> Tensor:
+        ctx.save_for_backward(gates, *(features if ctx.needs_input_grad[0] else ()))
         first, *others = gates.unbind()
         whole = features[0] * first
         for part, gate in zip(features[1:], others, strict=True):
             whole.addcmul_(part, gate)
         return whole
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,14 +86,6 @@ class _Weighed(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_gates = torch.stack([_product(gradient, part) for part in features])
         return of_gates, *(gradient * gate if want else None for gate, want in zip(gates.unbind(), wanted, strict=True))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        (of_gates, *of_features), (gates, *features) = tangents, ctx.saved_tensors
-        parts = [gate * own for gate, own in zip(gates.unbind(), of_features, strict=True) if own is not None]
-        if of_gates is not None:
-            parts += [own * part for own, part in zip(of_gates.unbind(), features, strict=True)]
-        return torch.stack(parts).sum(0)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
