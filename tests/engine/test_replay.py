@@ -1,11 +1,22 @@
 """Steps captured and replayed, on a card and graphs that are pretended (`captured.py`)."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch import nn
 
 import bayesarch as ba
-from bayesarch.engine import EngineConfig, check_graphs, check_ways
+from bayesarch.engine import (
+    Clock,
+    EngineConfig,
+    Interrupted,
+    Observer,
+    Weights,
+    check_graphs,
+    check_ways,
+    steps_of,
+)
 from bayesarch.engine.replay import Replays
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.functional import Streams
@@ -176,6 +187,64 @@ def test_a_search_by_replays_is_the_search_step_by_step(case, tmp_path, monkeypa
     assert sum(replays) > two.place.steps / 3
     if case == "prunings":
         assert len(one.state.prunings) > len(replays) - 3 > 1  # an epoch's end and a pruning each cost a capture
+
+
+def test_a_replayed_search_goes_back_to_its_checkpoint(tmp_path, monkeypatch):
+    """The same object, after steps that were replayed: momentum lies in another place then."""
+    words = {"method": "drnas", "limit": 120, "epochs": 2, "closing_epochs": 0, "batch_size": 8, "graphs": True}
+    steps = []
+    with pretended_card(monkeypatch) as marks, pretended_graphs(monkeypatch, marks) as made:
+        whole = make_engine(tmp_path / "a", device="cuda:0", **words).run()
+        stopping = Observer(on_step=steps.append, should_stop=lambda: len(steps) == 5)
+        broken = make_engine(tmp_path / "b", device="cuda:0", observer=stopping, **words)
+        with pytest.raises(Interrupted):
+            broken.run()
+        assert made.made[-1].replays == 3
+        broken.restore().run()
+        for mine, own in zip(broken.net.state_dict().values(), whole.net.state_dict().values(), strict=True):
+            assert torch.equal(mine, own)
+        assert torch.equal(broken.state.a, whole.state.a)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Beliefs of which a part lies on the host."""
+
+    a: torch.Tensor
+    live: torch.Tensor
+    count: int = 0
+
+
+class Counts:
+    """A method that decides on the host, every so many steps, how far it goes."""
+
+    def __init__(self, every):
+        self.every, self.calls = every, 0
+
+    def step(self, state, net, batches, *, streams, clock):
+        self.calls += 1
+        count = state.count + (self.calls % self.every == 0)
+        net.images_seen += 3
+        return replace(state, a=state.a + count, count=count), {"a": state.a.sum(), "host": 1.0}
+
+
+@pytest.mark.parametrize(("every", "by_python"), [(1, 6), (100, 3)])
+def test_what_the_host_changes_is_never_replayed(streams, every, by_python):
+    net = nn.Linear(2, 2).to("cuda")
+    net.images_seen = net.macs_spent = 0
+    weights = Weights(net, momentum=0.9, weight_decay=0.0, nesterov=False, clip=0.0)
+    method = Counts(every)
+    steps = steps_of(method, net, weights, EngineConfig(graphs=True), streams)
+    state = Counting(torch.zeros(2, device="cuda"), torch.ones(2, dtype=torch.bool))
+    clock, infos = Clock(0, 0, 1, 1, steps.rate(0.1)), []
+    for _ in range(6):
+        state, info = steps.take(state, {}, clock)
+        infos.append({name: float(value) for name, value in info.items()})
+    assert method.calls == by_python
+    assert state.count == (6 if every == 1 else 0)
+    assert state.a.tolist() == ([21.0, 21.0] if every == 1 else [0.0, 0.0])
+    assert infos[-1] == {"a": 30.0 if every == 1 else 0.0, "host": 1.0}
+    assert net.images_seen == 18
 
 
 @pytest.mark.parametrize("method", sorted(LOOK))

@@ -12,19 +12,23 @@ from bayesarch.errors import CheckpointError, NumericalError
 from bayesarch.functional import Streams
 from bayesarch.nets import build
 from bayesarch.spaces import NB201, Architecture
+from captured import pretended_graphs
+from pretended import pretended_card
 
 CELL = Architecture.parse(
     "|nor_conv_3x3~0|+|skip_connect~0|avg_pool_3x3~1|+|nor_conv_1x1~0|skip_connect~1|nor_conv_3x3~2|", NB201
 )
 
 
-def trainer_of(folder, *, observer=None, seed=0, **settings):
-    config, device, streams = DataConfig(source="digits", limit=400), torch.device("cpu"), Streams(seed)
+def trainer_of(folder, *, observer=None, seed=0, device="cpu", **settings):
+    device = torch.device(device)
+    config, streams = DataConfig(source="digits", limit=400), Streams(seed, device)
     examples = load(config)
     parts = splits_on(examples, split(examples, config), SEARCH_SPLITS, config=config, device=device)
     net = build(CELL, input_shape=(1, 8, 8), classes=10, sizes={"channels": 4, "cells": 1}, generator=streams["init"])
     return Trainer(
-        net.to(memory_format=torch.channels_last), classes=10, training=parts["weights"], selection=parts["selection"],
+        net.to(device=device, memory_format=torch.channels_last), classes=10,
+        training=parts["weights"], selection=parts["selection"],
         config=TrainConfig(**{"epochs": 3, "batch_size": 32, **settings}), streams=streams,
         checkpoint=folder / "last.safetensors", observer=observer,
     )  # fmt: skip
@@ -57,6 +61,25 @@ def test_resume_is_bit_for_bit(tmp_path, settings):
     mine, theirs = whole.net.state_dict(), resumed.net.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert whole.selection() == resumed.selection()
+
+
+def test_a_replayed_training_goes_back_to_its_checkpoint(tmp_path, monkeypatch):
+    """The same object, after steps that were replayed: what a program holds has been put in another place."""
+    calls, settings = [], {"graphs": True, "ema": 0.9}
+
+    def stop():
+        calls.append(1)
+        return len(calls) == 7
+
+    with pretended_card(monkeypatch) as marks, pretended_graphs(monkeypatch, marks) as graphs:
+        whole = trainer_of(tmp_path / "a", device="cuda", **settings).run()
+        broken = trainer_of(tmp_path / "b", device="cuda", observer=Observer(should_stop=stop), **settings)
+        with pytest.raises(Interrupted):
+            broken.run()
+        assert sum(graph.replays for graph in graphs.made[1:]) >= 4
+        broken.restore().run()
+        mine, theirs = whole.net.state_dict(), broken.net.state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_one_step_is_torchs_own(tmp_path):

@@ -132,3 +132,21 @@ def test_pixels_are_left_out_once_for_all_that_leave_a_node(generator, monkeypat
     net.train()(images, torch.rand(1, 1, space.n_options, generator=generator))
     halving = [cell for cell in net.cells() if cell.stride == 2]
     assert calls == [2] * 2 * len(halving)  # of each of a cell's two inputs
+
+
+def test_what_reaches_the_options_of_a_cell_is_dense(generator, monkeypatch):
+    """The last node's gradient is a slice of the cell's; norms and products would go a slow way with it."""
+    from bayesarch.nets import Supernet
+    from bayesarch.spaces import SPACES
+
+    space, dense, way = SPACES["darts"], [], pieces._product
+    net = Supernet(space, input_shape=(2, 8, 8), classes=2, sizes={"channels": 4, "layers": 3}, generator=generator)
+    net.train().to(memory_format=torch.channels_last)
+    monkeypatch.setattr(
+        pieces, "_product", lambda a, b: dense.append(a.is_contiguous(memory_format=torch.channels_last)) or way(a, b)
+    )
+    images = torch.randn(4, 2, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+    gates = torch.rand(1, 1, space.n_options, generator=generator).requires_grad_()
+    net(images, gates).sum().backward()
+    assert len(dense) > 50
+    assert all(dense)

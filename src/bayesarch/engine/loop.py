@@ -244,8 +244,6 @@ class Engine:
             before = self.weights.state()
             self.weights.grow(before, self.net.resize(partial, generator=self.streams["init/resize"]))
             changed = True
-        if changed:
-            self.steps.forget()
         return changed
 
     def _account(self) -> None:
