@@ -9,7 +9,7 @@ from results_bayesnas import bayesnas_part
 from results_compress import compress_part, pruning_part
 from results_ensembles import ensembles_part, stacking_part
 from results_pgnas import pgnas_part
-from results_speed import machine_part, speed_part
+from results_speed import elsewhere_part, machine_part, speed_part
 
 __all__ = ["FOLDER", "PAGE", "page", "pictures", "write_page"]
 
@@ -181,7 +181,10 @@ def page() -> str:
     parts += pgnas_part(records("pgnas_"), table, machine)
     parts += ensembles_part(records("ensembles_"), table, machine)
     parts += stacking_part(records("stacking").get(""), table, machine)
-    parts += speed_part(records("speed").get(""), table, machine)
+    speeds = records("speed")
+    parts += speed_part(speeds.pop("", None), table, machine)
+    for record in speeds.values():
+        parts += elsewhere_part(record, table, machine)
     parts += machine_part(records("machine").get(""), table, machine)
     parts += compress_part(records("compress_"), table, machine)
     parts += pruning_part(records("pruning_cifar10").get("-jpeg"), table, machine)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from waiting import WAYS
 
-__all__ = ["machine_part", "speed_part"]
+__all__ = ["elsewhere_part", "machine_part", "speed_part"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Machine = Callable[[dict], str]
@@ -230,6 +230,19 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
         "two networks in turn, medians of 15, how many times faster the smaller one is (range over rounds).\n\n"
         + table(["network", "times fewer MACs", "one image, ms", "times faster", "64 images, ms", "times faster"], cuts)
         + "\n",
+        f"{machine(record)}\n",
+    ]
+
+
+def elsewhere_part(record: dict, table: Table, machine: Machine) -> list[str]:
+    """Return the page's part on steps of a later day and another machine, under a record of its own."""
+    rows = record["rows"]
+    return [
+        "## Speed of a search step, on another machine\n\nThe same command, of a later day: memory is copied there at less "
+        "than half the rate of the machine above, and the product of matrices is faster. The two are not to be compared "
+        "line by line: code and machine have both changed.\n",
+        _networks(rows, table) + "\n",
+        _roofline(rows["roofline"], table),
         f"{machine(record)}\n",
     ]
 

@@ -60,8 +60,9 @@ def test_others_look_at_all_pixels(other):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_of_both_are_right_to_the_second(layout, generator):
+def test_gradients_of_both_are_right_to_the_second(layout, generator, monkeypatch):
     """Against finite differences, in float64, for any layout; and under functorch, where the plain way is taken."""
+    monkeypatch.setattr(pieces, "LARGE", 0)
     x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
     y = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
     gates = torch.randn(2, generator=generator, dtype=torch.float64).requires_grad_()
@@ -78,8 +79,9 @@ def test_gradients_of_both_are_right_to_the_second(layout, generator):
 
 
 @pytest.mark.parametrize("moving", [True, False])
-def test_features_are_kept_only_for_the_gradient_of_gates(moving, generator):
+def test_features_are_kept_only_for_the_gradient_of_gates(moving, generator, monkeypatch):
     """A pass that trains weights alone holds no option's output for its product."""
+    monkeypatch.setattr(pieces, "LARGE", 0)
     x, y = (torch.randn(2, 3, 4, 4, generator=generator).requires_grad_() for _ in range(2))
     gates, kept = torch.rand(2, generator=generator).requires_grad_(moving), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -91,6 +93,7 @@ def test_sums_of_products_make_no_product(generator, monkeypatch):
     """With gates that examples share, one function; of another type, or an example's own, the plain way."""
     x = torch.randn(2, 3, 4, 4, generator=generator).contiguous(memory_format=torch.channels_last)
     calls, way = [], pieces._Weighed.apply
+    monkeypatch.setattr(pieces, "LARGE", x.numel())
     monkeypatch.setattr(pieces._Weighed, "apply", lambda *given: calls.append(len(given) - 1) or way(*given))
     gate, each = torch.tensor(0.5), torch.randn(2, 1, 1, 1, generator=generator)
     for parts, expected in (
@@ -99,6 +102,9 @@ def test_sums_of_products_make_no_product(generator, monkeypatch):
         ([(x, gate.double())], x * gate.double()),
     ):
         torch.testing.assert_close(mixed(parts, x), expected)
+    assert calls == [2]
+    monkeypatch.setattr(pieces, "LARGE", x.numel() + 1)
+    torch.testing.assert_close(mixed([(x, gate), (x, -gate)], x), 0 * x)
     assert calls == [2]
 
 
@@ -139,6 +145,7 @@ def test_what_reaches_the_options_of_a_cell_is_dense(generator, monkeypatch):
     from bayesarch.nets import Supernet
     from bayesarch.spaces import SPACES
 
+    monkeypatch.setattr(pieces, "LARGE", 0)
     space, dense, way = SPACES["darts"], [], pieces._product
     net = Supernet(space, input_shape=(2, 8, 8), classes=2, sizes={"channels": 4, "layers": 3}, generator=generator)
     net.train().to(memory_format=torch.channels_last)

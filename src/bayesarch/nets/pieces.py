@@ -23,6 +23,10 @@ def gates_of(gates: Tensor, columns: Sequence[int]) -> Tensor:
     return torch.stack([gates[:, g] for g in columns], 1) if columns else gates[:, :0]
 
 
+LARGE = 2**17
+"""Values of features from which their weighed sum is a function of its own; below, calling it costs what it saves."""
+
+
 def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
     """Return the sum of gated pieces, as `total` does; partial sums are added to in place, which nothing else holds.
 
@@ -50,10 +54,7 @@ def mixed(parts: Sequence[Piece], like: Tensor) -> Tensor:
 
 def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the sum of features times gates, a tensor of its own."""
-    dtypes, sizes = {t.dtype for product in products for t in product}, {gate.ndim for _, gate in products}
-    # a compiler fuses products by itself, and functorch has rules of its own for torch's operations alone
-    elsewhere = torch.compiler.is_compiling() or any(is_functorch_wrapped_tensor(t) for pair in products for t in pair)
-    if len(dtypes) == 1 and sizes == {0} and not elsewhere:
+    if products[0][0].numel() >= LARGE and _alike(products):
         out: Tensor = _Weighed.apply(torch.stack([gate for _, gate in products]), *(part for part, _ in products))
         return out
     (first, weight), *others = products
@@ -62,6 +63,19 @@ def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         same = features.dtype == whole.dtype and gate.dtype == whole.dtype
         whole = whole.addcmul_(features, gate) if same else whole + features * gate
     return whole
+
+
+def _alike(products: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Return whether gates are numbers of the features' type, and nothing but torch itself computes with them.
+
+    A compiler fuses products by itself, and functorch has rules of its own for torch's operations alone.
+    """
+    dtype = products[0][0].dtype
+    return not torch.compiler.is_compiling() and all(
+        gate.ndim == 0 and part.dtype == gate.dtype == dtype
+        and not is_functorch_wrapped_tensor(part) and not is_functorch_wrapped_tensor(gate)
+        for part, gate in products
+    )  # fmt: skip
 
 
 class _Weighed(torch.autograd.Function):
