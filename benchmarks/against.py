@@ -21,6 +21,7 @@ from typing import Any
 from records import measure
 from speed import NETS, SHORT
 
+from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.waiting import wait_shortly
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ class Stepper:
         words = [sys.executable, "-c", WORK, str(folder), json.dumps(given)]
         environment = dict(os.environ)
         wait_shortly(environment)
+        environment["GLIBC_TUNABLES"] = TUNABLES
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
         )
