@@ -69,14 +69,13 @@ class Stepper:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
+            self.close()
             raise RuntimeError("the process ended; its error is above")
         return line
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def row(given: dict[str, Any], before: Path, commit: str, rounds: int) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""A step now against the same step at another commit: each process runs the code of its own folder."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import against
+
+SLOW = """
+import time
+
+class Case:
+    def __init__(self, given):
+        self.seconds = given["seconds"] * {factor}
+
+    def ours(self):
+        return lambda: time.sleep(self.seconds)
+"""
+
+
+def folder(path, text):
+    (path / "benchmarks").mkdir(parents=True)
+    (path / "benchmarks" / "steps.py").write_text(text)
+    return path
+
+
+def test_each_process_runs_its_own_code_and_the_two_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(against, "ROOT", folder(tmp_path / "now", SLOW.format(factor=1)))
+    found = against.row({"seconds": 0.05}, folder(tmp_path / "before", SLOW.format(factor=4)), "a commit", 3)
+    assert 2.5 < found["lowest"] <= found["ratio"] <= found["highest"] < 5.0
+    assert found["seconds"]["before"] > 0.19
+    assert found["before"] == "a commit"
+
+
+def test_a_process_that_fails_is_not_waited_for(tmp_path, monkeypatch):
+    broken = folder(tmp_path / "broken", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="the process ended"):
+        against.Stepper(broken, {})
+
+
+def test_a_stepper_has_the_heap_and_the_threads_of_our_commands(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(against.subprocess, "Popen", lambda words, **how: told.append(how["env"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        against.Stepper(tmp_path, {})
+    assert told[0]["GLIBC_TUNABLES"] == against.TUNABLES
+    assert told[0]["GOMP_SPINCOUNT"] == "3000"
