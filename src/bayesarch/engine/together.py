@@ -41,7 +41,7 @@ class Together:
             raise ConfigError("only trainings of one recipe on as many examples can be stacked")
         if not can_stack(first):
             raise ConfigError(
-                "a training with an auxiliary head, dropped paths or replayed steps cannot be stacked; set "
+                "a training with an auxiliary head or dropped paths cannot be stacked, nor one of replayed steps; set "
                 "train.auxiliary and train.drop_path to 0 and train.graphs to false"
             )
         self.trainers = list(trainers)
