@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def row(given: dict[str, Any], before: Path, commit: str, rounds: int) -> dict[s
     return {
         "given": given,
         "before": commit,
+        "rounds": rounds,
         "seconds": {name: statistics.median(mine) for name, mine in seconds.items()},
         "ratio": statistics.median(ratios),
         "lowest": min(ratios),
@@ -115,8 +117,13 @@ def main() -> None:
         before = Path(folder) / "before"
         subprocess.run(["git", "worktree", "add", "--detach", str(before), told.commit], cwd=ROOT, check=True)
         try:
-            rows = {name: lambda name=name: row(nets[name], before, told.commit, told.rounds) for name in nets}
-            measure(rows, told.row or list(nets), told.out, f"python benchmarks/against.py {told.commit}")
+            rows = {name: partial(row, given, before, told.commit, told.rounds) for name, given in nets.items()}
+            measure(
+                rows,
+                told.row or list(nets),
+                told.out,
+                f"python benchmarks/against.py {told.commit} --rounds {told.rounds}",
+            )
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
 

@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,10 @@ def main() -> None:
     arguments = parser.parse_args()
     card, nets = Card(arguments.device), SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
-        name: lambda name=name: step_row(nets[name], card, compiled=arguments.compile)  # type: ignore[misc]
-        for name in nets
+        name: partial(step_row, given, card, compiled=arguments.compile) for name, given in nets.items()
     }
-    rows["limits"] = lambda: limits_row(nets["nb201"], card, short=arguments.short)
-    rows["search"] = lambda: search_row(card, short=arguments.short)
+    rows["limits"] = partial(limits_row, nets["nb201"], card, short=arguments.short)
+    rows["search"] = partial(search_row, card, short=arguments.short)
     measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/card.py", arguments.device)
 
 

@@ -7,6 +7,7 @@ was made (here: NaN). What it cannot show: kernels that may not be captured, mem
 
 import contextlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +26,8 @@ def tensors_in(tree) -> list[torch.Tensor]:
 class Graph:
     """What `torch.cuda.CUDAGraph` is."""
 
-    made: "list[Graph]" = []  # noqa: RUF012 - of the running test, emptied by `pretended_graphs`
+    made: ClassVar[list["Graph"]] = []
+    """Those of the running test; `pretended_graphs` empties it."""
 
     def __init__(self):
         self.operations, self.streams, self.replays = [], [], 0

@@ -40,8 +40,6 @@ class Replays:
         self.streams, self.device = streams, streams.device
         self.rate = torch.zeros((), device=self.device)
         """Where a learning rate lies for what is replayed."""
-        self.count = 0
-        """Runs that were replays."""
         self._key: Any = None
         self._program: _Program | None = None
         self._side = torch.cuda.Stream(self.device)  # captures may not be on the stream that a process begins with
@@ -67,7 +65,6 @@ class Replays:
         known = self._program is not None
         if self._program is None:
             self._program = self._capture(inputs, function)
-        self.count += 1
         return self._program.replay(inputs), known
 
     def forget(self) -> None:

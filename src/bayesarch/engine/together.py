@@ -11,16 +11,16 @@ import torch
 from bayesarch.data import Batch
 from bayesarch.engine.device import autocast
 from bayesarch.engine.place import Interrupted
-from bayesarch.engine.trainer import Trainer
+from bayesarch.engine.trainer import TrainConfig, Trainer
 from bayesarch.errors import ConfigError
 from bayesarch.nets import stack
 
 __all__ = ["Together", "can_stack"]
 
 
-def can_stack(trainer: Trainer) -> bool:
-    """Return whether a training of this kind can be one of several: nothing in it draws while it goes forward."""
-    return trainer.config.auxiliary == 0 and trainer.config.drop_path == 0 and not trainer.config.graphs
+def can_stack(config: TrainConfig) -> bool:
+    """Return whether trainings by this recipe can be one: nothing draws as it goes forward, and nothing is replayed."""
+    return config.auxiliary == 0 and config.drop_path == 0 and not config.graphs
 
 
 class Together:
@@ -39,7 +39,7 @@ class Together:
         first = trainers[0]
         if any(t.config != first.config or t.steps_per_epoch != first.steps_per_epoch for t in trainers):
             raise ConfigError("only trainings of one recipe on as many examples can be stacked")
-        if not can_stack(first):
+        if not can_stack(first.config):
             raise ConfigError(
                 "a training with an auxiliary head or dropped paths cannot be stacked, nor one of replayed steps; set "
                 "train.auxiliary and train.drop_path to 0 and train.graphs to false"

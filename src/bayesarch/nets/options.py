@@ -295,8 +295,9 @@ def _ending(module: nn.Module) -> tuple[list[nn.Module], Norm | None]:
 
 def _told(layer: nn.Module) -> Norm | None:
     """Return a layer that is a norm without scale and shift, in training, having told it of a batch; or None."""
-    if not isinstance(layer, nn.BatchNorm2d) or layer.affine or layer.momentum is None or not layer.training:
+    if not _is_bare_norm(layer) or not layer.training:
         return None
+    assert layer.momentum is not None
     assert layer.running_mean is not None
     assert layer.running_var is not None
     assert layer.num_batches_tracked is not None

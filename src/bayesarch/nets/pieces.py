@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from bayesarch.nets.kernels import Part, sum_of
+from bayesarch.nets.thinning import by_torch_alone
 
 __all__ = ["Piece", "gates_of", "mixed", "total"]
 
@@ -66,16 +66,10 @@ def _weighed(products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _alike(products: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Return whether gates are numbers of the features' type, and nothing but torch itself computes with them.
-
-    A compiler fuses products by itself, and functorch has rules of its own for torch's operations alone.
-    """
+    """Return whether gates are numbers of the features' type, and nobody but torch computes with them."""
     dtype = products[0][0].dtype
-    return not torch.compiler.is_compiling() and all(
-        gate.ndim == 0 and part.dtype == gate.dtype == dtype
-        and not is_functorch_wrapped_tensor(part) and not is_functorch_wrapped_tensor(gate)
-        for part, gate in products
-    )  # fmt: skip
+    numbers = all(gate.ndim == 0 and part.dtype == gate.dtype == dtype for part, gate in products)
+    return numbers and by_torch_alone(*(tensor for product in products for tensor in product))
 
 
 class _Weighed(torch.autograd.Function):

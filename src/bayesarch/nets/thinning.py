@@ -2,16 +2,17 @@
 
 At a stride equal to the dilation d, and padding by a multiple of it, each output pixel sees input pixels whose rows and
 columns are multiples of d: in DARTS's and BayesNAS's spaces the dilated options of cells that halve their image. The
-library computes them as if the others mattered, and its backward pass takes ten times as long (ours to notice).
+library computes them as if the others mattered, and its backward pass takes many times as long (ours to notice).
 """
 
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
-__all__ = ["convolved", "sees_every_other", "thinned"]
+__all__ = ["by_torch_alone", "convolved", "sees_every_other", "thinned"]
 
 
 def sees_every_other(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -25,10 +26,18 @@ def sees_every_other(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 def thinned(x: Tensor, d: int) -> Tensor:
     """Return every d-th pixel, (B, C, H, W) -> (B, C, ceil(H / d), ceil(W / d)), channels last."""
-    if torch.compiler.is_compiling():  # a program fuses the slices' gradients by itself
+    if not by_torch_alone(x):
         return x[:, :, ::d, ::d].contiguous(memory_format=torch.channels_last)
     out: Tensor = _Thinned.apply(x, d)
     return out
+
+
+def by_torch_alone(*tensors: Tensor) -> bool:
+    """Return whether functions with gradients of their own may be used.
+
+    A compiler fuses by itself, and functorch (per-example gradients, forward mode) knows torch's own operations alone.
+    """
+    return not torch.compiler.is_compiling() and not any(map(is_functorch_wrapped_tensor, tensors))
 
 
 def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -40,22 +49,13 @@ def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
 class _Thinned(torch.autograd.Function):
     """Every d-th pixel; the others get a gradient of zero, written once and not once an axis."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, d: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, d: int) -> Tensor:
+        ctx.size, ctx.d = x.shape, d
         return x[:, :, ::d, ::d].contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.size, ctx.d = inputs[0].shape, inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         whole = gradient.new_zeros(ctx.size).contiguous(memory_format=torch.channels_last)
         whole[:, :, :: ctx.d, :: ctx.d] = gradient
         return whole, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent[:, :, :: ctx.d, :: ctx.d].contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from bayesarch.engine import (
     Line,
     Method,
     Setting,
+    Steps,
     Weights,
     autocast,
     economise,
@@ -94,6 +95,7 @@ class Trial:
         self.weights = Weights(
             net, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, clip=config.clip
         )
+        self.steps = Steps(method, net, self.weights, config, self.streams)  # never replayed: there are two or three
         self.clock = Clock(
             epoch=10**6,
             step=0,
@@ -115,11 +117,8 @@ class Trial:
             ).next()
             for name in self.method.splits
         }
-        self.weights.zero()
         began = time.perf_counter()
-        with autocast(self.setting.device, self.config.precision):
-            self.state, _ = self.method.step(self.state, self.net, batches, streams=self.streams, clock=self.clock)
-        self.weights.step(self.config.lr)
+        self.state, _ = self.steps.take(self.state, batches, self.clock)
         if self.setting.device.type == "cuda":
             torch.cuda.synchronize(self.setting.device)
         return time.perf_counter() - began

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bayesarch.config import Config
-from bayesarch.engine import TrainConfig
+from bayesarch.engine import TrainConfig, can_stack
 from bayesarch.errors import SpaceError
 from bayesarch.nets import architecture_cost, build, stack
 from bayesarch.spaces import Architecture
@@ -51,7 +51,7 @@ def stacking_pays(
         device: where they train.
         parallel: processes at a time.
     """
-    if config.auxiliary > 0 or config.drop_path > 0 or config.graphs:
+    if not can_stack(config):
         return False
     if device.type == "cpu":
         macs = architecture_cost(arch, sizes=sizes, input_shape=input_shape, classes=classes).macs
