@@ -28,6 +28,9 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "a
 """Operations whose result has a size or a value that the host needs."""
 
 MOVES = {"aten::copy_", "aten::_to_copy", "aten::set_"}
+STAGED = 2**16
+"""Bytes up to which a copy from memory that is not pinned is staged at once; a larger one waits for its turn."""
+
 SOURCE = str(Path(bayesarch.__file__).parent)
 
 
@@ -58,6 +61,7 @@ class Marks:
 
     def __init__(self):
         self.waits: list[Wait] = []
+        self.pinned: set[int] = set()
         self.capturing = None
         """The CUDA graph that is being captured (`captured.py`): nothing may wait then."""
 
@@ -145,7 +149,10 @@ class Calls(TorchFunctionMode):
         if short == "tolist" and self.marks[args[0]] == CARD:
             self.marks.waited("tolist")
         if short == "pin_memory":
-            return args[0]
+            pinned = args[0].clone()
+            self.marks.put(pinned, HOST)
+            self.marks.pinned.add(pinned.untyped_storage()._cdata)
+            return pinned
         if short in {"to", "cpu", "cuda"} and args and isinstance(args[0], torch.Tensor):
             return self.moved(short, args, kwargs)
         return self.made(func, name, args, kwargs)
@@ -167,8 +174,10 @@ class Calls(TorchFunctionMode):
             return out
         if here == CARD and target.type != here.type:
             self.marks.waited("a copy to the host")
+        small = tensor.nbytes <= STAGED or tensor.untyped_storage()._cdata in self.marks.pinned
+        ahead = kwargs.get("non_blocking") and small
         # a captured copy would read the host's memory at each replay, when it is long gone
-        if here == HOST and target.type != here.type and (self.marks.capturing or not kwargs.get("non_blocking")):
+        if here == HOST and target.type != here.type and (self.marks.capturing or not ahead):
             self.marks.waited("a copy to the card")
         out = out.clone() if out.untyped_storage()._cdata == tensor.untyped_storage()._cdata else out
         self.marks.put(out, CARD if target.type == "cuda" else HOST)

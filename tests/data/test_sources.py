@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import bayesarch as ba
+import pretended
 from bayesarch.data import DataConfig, Feeder, FileSplit, ImageFiles, imagenet16, load, sources, split, splits_on
 from bayesarch.data.files import render
 from bayesarch.errors import DataError
@@ -240,6 +241,7 @@ def feeder_of(split, seed=0):
 
 
 def test_a_card_gets_files_as_the_processor_does_and_never_waits(photographs, monkeypatch):
+    monkeypatch.setattr(pretended, "STAGED", 1024)  # less than a batch
     words = {"workers": 0, "class_weights": "balanced"}
     expected = feeder_of(on_disk(photographs, **words)[0]["weights"])
     with pretended_card(monkeypatch) as marks:

@@ -72,6 +72,7 @@ def test_waiting_is_written_down(card):
         lambda: torch.ones(3).to("cuda"),
         lambda: there.clone().copy_(torch.ones(3)),
         lambda: torch.tensor([1.0], device="cuda"),
+        lambda: torch.ones(2**15).to("cuda", non_blocking=True),
         lambda: there[[0, 1]],
         lambda: there[torch.tensor([0])],
         lambda: there.repeat_interleave(torch.ones_like(there).long()),
@@ -83,6 +84,7 @@ def test_waiting_is_written_down(card):
     float(torch.ones(3).sum())
     there.to("cuda").sum()
     there.clone().copy_(torch.ones(3).to("cuda", non_blocking=True))
+    assert torch.ones(2**15).pin_memory().to("cuda", non_blocking=True).is_cuda
     assert there[0].add(there.new_full((), 2.0)).is_cuda
     assert there.repeat_interleave(torch.ones_like(there).long(), output_size=3).is_cuda
     assert len(card.waits) == count

@@ -282,6 +282,9 @@ def test_trainings_are_replayed_too(tmp_path, monkeypatch):
             out = tmp_path / f"train{replay}"
             trained = ba.train(run, device="cuda", out=out, set={**words, "train.graphs": replay})
             ends.append({name: value.clone() for name, value in trained.network().state_dict().items()})
+        with pytest.raises(DeviceError, match=r"train\.graphs is for cards"):
+            ba.train(run, device="cpu", out=tmp_path / "here", set={"train.graphs": True})
+        assert not (tmp_path / "here").exists()
         assert len(graphs.made) == 2  # the share that is dropped rises with the epoch
         assert min(graph.replays for graph in graphs.made) > 4
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

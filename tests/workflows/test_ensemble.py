@@ -251,6 +251,8 @@ def test_wrong_settings_are_named_before_anything_is_written(run, made, tmp_path
         ba.ensemble(run, set={"ensemble.members": 0, "train.epochs": 0}, out=tmp_path / "a")
     with pytest.raises(ConfigError, match="is no search"):
         ba.ensemble(made.path, out=tmp_path / "a")
+    with pytest.raises(DeviceError, match=r"train\.graphs is for cards"):
+        ba.ensemble(run, members=2, device="cpu", set={"train.graphs": True}, out=tmp_path / "a")
     with pytest.raises(RunError, match="is an ensemble of networks"):
         made.network()
     assert not (tmp_path / "a").exists()

@@ -44,3 +44,4 @@ def test_the_size_of_a_step_decides_and_no_clock(monkeypatch):
 
 def test_what_draws_inside_is_not_stacked():
     assert not pays(drop_path=0.2)
+    assert not pays(graphs=True)  # each has a program of its own

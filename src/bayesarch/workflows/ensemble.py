@@ -118,6 +118,8 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     if SOURCES[settings.ensemble.candidates].search:
         refuse_no_search(base, settings.ensemble.candidates)
     on = resolve_device(settings.device)
+    if settings.train.graphs:
+        check_graphs(on, setting="train.graphs")
     examples = data if data is not None else load(settings.data)
     partition = split(examples, settings.data).for_training()
     folder = RunFolder.create(Path(out) if out is not None else _free_name(base, settings))
@@ -185,8 +187,6 @@ class _Work:
         self.folder, self.settings, self.examples = folder, settings, examples
         self.listener, self.stop, self.ray = listener, stop, ray
         self.device, self.parallel = resolve_device(settings.device), parallel
-        if settings.train.graphs:
-            check_graphs(self.device, setting="train.graphs")
         self.base = open_run(settings.ensemble.run)
         self.partition = split(examples, settings.data).for_training()
         self.halves = halves(self.partition.take(examples, "selection")[1])
