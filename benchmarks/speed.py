@@ -180,13 +180,18 @@ def search_row(short: bool) -> dict[str, Any]:
 
 def _searched(source: str, sets: Mapping[str, Any], out: str) -> tuple[dict[str, float], int]:
     """Return what a BPNAS search took until all edges had one operation, and how many examples an epoch has."""
+    import torch
+
     import bayesarch as ba
+    from bayesarch.engine import EngineConfig
+    from bayesarch.engine.compiling import check_ways
     from bayesarch.nets.kernels import library
 
     began = time.perf_counter()
     if sets.get("engine.fused"):
         library.cache_clear()
-        library()
+        way = {name.removeprefix("engine."): value for name, value in sets.items() if name.startswith("engine.")}
+        check_ways(EngineConfig(**way), torch.device("cpu"))
     compiling = time.perf_counter() - began
     run = ba.search(source, method="bpnas", seed=0, set=sets, out=out)
     epochs = [record for record in run.metrics if record["stage"] == "search"]

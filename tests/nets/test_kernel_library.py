@@ -27,21 +27,31 @@ def fresh(monkeypatch, tmp_path):
     library.cache_clear()
 
 
-def test_the_library_is_compiled_once_and_whole(fresh, monkeypatch):
-    library()
+def test_a_library_is_compiled_once_and_whole(fresh, monkeypatch):
+    library(torch.float32)
     (path,) = fresh.glob("*")
     made = path.stat().st_mtime_ns
     library.cache_clear()
-    library()
+    library(torch.float32)
     assert path.stat().st_mtime_ns == made
+    monkeypatch.setattr(build, "_compile", lambda compiler, source, to: shutil.copy(path, to))
     monkeypatch.setattr(build, "FLAGS", build.FLAGS + " -DOTHER")
     library.cache_clear()
-    library()
+    library(torch.float32)
     assert len(list(fresh.glob("*"))) == 2
     monkeypatch.setattr(build, "_processor", lambda: b"another")  # a home that two machines share
     library.cache_clear()
-    library()
+    library(torch.float32)
     assert len(list(fresh.glob("*"))) == 3
+
+
+def test_every_type_has_a_library_of_its_own_that_is_compiled_when_it_is_asked_for(fresh, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "_compile", lambda compiler, source, to: asked.append(compiler[-1]) or to.touch())
+    monkeypatch.setattr(build.ctypes, "CDLL", str)
+    assert library(torch.float32) != library(torch.bfloat16)
+    library(torch.float32)
+    assert asked == ["-DOF_f32", "-DOF_bf16"]
 
 
 @pytest.mark.parametrize("name", ["rows.c", "block.h", "images.h"])
@@ -50,22 +60,22 @@ def test_a_library_of_other_sources_is_another(fresh, monkeypatch, tmp_path, nam
     monkeypatch.setattr(build, "__file__", str(copied / "build.py"))
     monkeypatch.setattr(build, "_compile", lambda compiler, source, path: path.write_text(source.read_text()))
     monkeypatch.setattr(build.ctypes, "CDLL", str)
-    first = library()
+    first = library(torch.float32)
     library.cache_clear()
-    assert library() == first
+    assert library(torch.float32) == first
     with (copied / name).open("a") as file:
         file.write("\n")
     library.cache_clear()
-    assert library() != first
+    assert library(torch.float32) != first
 
 
 def test_a_compiler_that_is_not_there_or_fails_is_named(fresh, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(DeviceError, match=r"needs a C compiler, and no-such-compiler was not found.*set CC"):
-        library()
+        library(torch.float32)
     monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"no kernels today\")'")
     with pytest.raises(DeviceError, match="no kernels today"):
-        library()
+        library(torch.float32)
     assert not list(fresh.glob("*"))
 
 
@@ -81,11 +91,10 @@ def test_ways_of_lesser_compilers_are_tried(fresh, monkeypatch):
     assert "GOMP" not in subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("flag", ["", " -DPLAIN"], ids=["shuffles", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_compilers_that_cannot_shuffle_vectors_compute_the_same(fresh, monkeypatch, dtype, flag):
+def test_compilers_that_cannot_shuffle_vectors_compute_the_same(fresh, monkeypatch, dtype):
     """31 channels are blocks of 16, 8, 4, 2 and 1."""
-    monkeypatch.setattr(build, "FLAGS", build.FLAGS + flag)
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS + " -DPLAIN")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 31, 5, 3, generator=generator).to(dtype=dtype, memory_format=torch.channels_last)
     wide = torch.float64 if dtype == torch.float64 else torch.float32

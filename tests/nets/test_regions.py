@@ -73,7 +73,7 @@ def test_compiled_regions_give_the_same_numbers(space):
     assert counter.programs > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_programs_of_torchs_compiler_give_the_same_numbers(generator):
     cell = MixedCell(NB201, 4).double()

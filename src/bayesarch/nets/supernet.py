@@ -171,7 +171,7 @@ class Supernet(nn.Module):
             ConfigError: if the cells have no regions (those of a table's space).
             DeviceError: if the kernels are not compiled here.
         """
-        library()
+        library(next(self.parameters()).dtype)
         self._take_region(fused, "engine.fused")
 
     def _take_region(self, region: Region, setting: str) -> None:

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "SUFFIX", "in_rows", "ints", "longs", "pointer", "pointers", "step", "threads", "working"]
+__all__ = ["BLOCK", "in_rows", "ints", "longs", "pointer", "pointers", "step", "threads", "working"]
 
-SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
-"""Types that there are kernels for."""
 BLOCK = 16
 """Values that the kernels take together."""
 SMALL = 2**15

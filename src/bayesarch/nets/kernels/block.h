@@ -2,78 +2,78 @@
    numbers as wide: PLACES), are made of. Part of rows.c. */
 
 #ifdef SHUFFLES /* by way of a register of w values: what is stored in parts is slow to load as a whole */
-typedef T NAME(row8) __attribute__((vector_size(8 * sizeof(T))));
-typedef T NAME(row4) __attribute__((vector_size(4 * sizeof(T))));
-typedef T NAME(row2) __attribute__((vector_size(2 * sizeof(T))));
+typedef T row8 __attribute__((vector_size(8 * sizeof(T))));
+typedef T row4 __attribute__((vector_size(4 * sizeof(T))));
+typedef T row2 __attribute__((vector_size(2 * sizeof(T))));
 
-INLINE ROW NAME(load)(const T *x, const int w) {
+INLINE ROW load(const T *x, const int w) {
   ROW row = {0};
   if (w == 8) {
-    NAME(row8) part;
+    row8 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (NAME(row8)){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
+    row = __builtin_shufflevector(part, (row8){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
   } else if (w == 4) {
-    NAME(row4) part;
+    row4 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (NAME(row4)){0}, 0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4);
+    row = __builtin_shufflevector(part, (row4){0}, 0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4);
   } else if (w == 2) {
-    NAME(row2) part;
+    row2 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (NAME(row2)){0}, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2);
+    row = __builtin_shufflevector(part, (row2){0}, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2);
   } else {
     memcpy(&row, x, w * sizeof(T));
   }
   return row;
 }
 
-INLINE void NAME(store)(T *x, ROW row, const int w) {
+INLINE void store(T *x, ROW row, const int w) {
   if (w == 8) {
-    NAME(row8) part = __builtin_shufflevector(row, row, 0, 1, 2, 3, 4, 5, 6, 7);
+    row8 part = __builtin_shufflevector(row, row, 0, 1, 2, 3, 4, 5, 6, 7);
     memcpy(x, &part, sizeof(part));
   } else if (w == 4) {
-    NAME(row4) part = __builtin_shufflevector(row, row, 0, 1, 2, 3);
+    row4 part = __builtin_shufflevector(row, row, 0, 1, 2, 3);
     memcpy(x, &part, sizeof(part));
   } else if (w == 2) {
-    NAME(row2) part = __builtin_shufflevector(row, row, 0, 1);
+    row2 part = __builtin_shufflevector(row, row, 0, 1);
     memcpy(x, &part, sizeof(part));
   } else {
     memcpy(x, &row, w * sizeof(T));
   }
 }
 #else
-INLINE ROW NAME(load)(const T *x, const int w) {
+INLINE ROW load(const T *x, const int w) {
   ROW row = {0};
   memcpy(&row, x, w * sizeof(T));
   return row;
 }
 
-INLINE void NAME(store)(T *x, ROW row, const int w) { memcpy(x, &row, w * sizeof(T)); }
+INLINE void store(T *x, ROW row, const int w) { memcpy(x, &row, w * sizeof(T)); }
 #endif
 
-INLINE V NAME(get)(const T *x, const int w) { /* the first w values of a block, zeros behind them */
-  ROW row = NAME(load)(x, w);
+INLINE V get(const T *x, const int w) { /* the first w values of a block, zeros behind them */
+  ROW row = load(x, w);
   return WIDE(row);
 }
 
-INLINE void NAME(put)(T *x, V y, const int w) { NAME(store)(x, NARROW(y), w); }
+INLINE void put(T *x, V y, const int w) { store(x, NARROW(y), w); }
 
-INLINE V NAME(of)(const A *x, const int w) {
+INLINE V of(const A *x, const int w) {
   V y = {0};
   memcpy(&y, x, w * sizeof(A));
   return y;
 }
 
-INLINE V NAME(where)(V z, V y) { /* y where z is positive or no number, zero elsewhere */
+INLINE V where(V z, V y) { /* y where z is positive or no number, zero elsewhere */
   return (V)(~(z <= (V){0}) & (__typeof__(z <= z))y);
 }
 
-INLINE void NAME(add)(double *sums, V y, const int w) {
+INLINE void add(double *sums, V y, const int w) {
   for (int j = 0; j < w; j++) sums[j] += y[j];
 }
 
-INLINE void NAME(add4)(double *sums, const V *y, const int w) { NAME(add)(sums, (y[0] + y[1]) + (y[2] + y[3]), w); }
+INLINE void add4(double *sums, const V *y, const int w) { add(sums, (y[0] + y[1]) + (y[2] + y[3]), w); }
 
-INLINE void NAME(gather_of)(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
+INLINE void gather_of(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
                             int count, int c, const int w) {
   for (int k = 0; k < n; k += 4) {
     const T *p[4] = {0};
@@ -82,12 +82,12 @@ INLINE void NAME(gather_of)(V *y, int n, const T **x, const int64_t *step, const
     for (int j = 0; j < 4 && k + j < n; j++) {
       p[j] = x[k + j] + start * step[k + j] + c;
       far[j] = step[k + j];
-      by[j] = scale ? NAME(of)(scale + (int64_t)(k + j) * channels + c, w) : (V){0} + 1;
+      by[j] = scale ? of(scale + (int64_t)(k + j) * channels + c, w) : (V){0} + 1;
     }
 #define TAKE(m)                                                                                         \
   for (int i = 0; i < count; i++) {                                                                     \
     V sum = y[i];                                                                                       \
-    _Pragma("GCC unroll 4") for (int j = 0; j < m; j++) sum += by[j] * NAME(get)(p[j] + i * far[j], w); \
+    _Pragma("GCC unroll 4") for (int j = 0; j < m; j++) sum += by[j] * get(p[j] + i * far[j], w); \
     y[i] = sum;                                                                                         \
   }
     if (n - k >= 4) TAKE(4)
@@ -100,14 +100,14 @@ INLINE void NAME(gather_of)(V *y, int n, const T **x, const int64_t *step, const
 
 /* y[i] += the sum over k of scale_k x_k, row i from `start` on, w channels from c on; scale null: of x_k. Four k at a
    time, whose pointers and scales stay in registers. */
-static void NAME(gather)(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
+static void gather(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
                          int count, int c, int w) {
   switch (w) {
-    case 16: NAME(gather_of)(y, n, x, step, scale, channels, start, count, c, 16); break;
-    case 8: NAME(gather_of)(y, n, x, step, scale, channels, start, count, c, 8); break;
-    case 4: NAME(gather_of)(y, n, x, step, scale, channels, start, count, c, 4); break;
-    case 2: NAME(gather_of)(y, n, x, step, scale, channels, start, count, c, 2); break;
-    default: NAME(gather_of)(y, n, x, step, scale, channels, start, count, c, 1);
+    case 16: gather_of(y, n, x, step, scale, channels, start, count, c, 16); break;
+    case 8: gather_of(y, n, x, step, scale, channels, start, count, c, 8); break;
+    case 4: gather_of(y, n, x, step, scale, channels, start, count, c, 4); break;
+    case 2: gather_of(y, n, x, step, scale, channels, start, count, c, 2); break;
+    default: gather_of(y, n, x, step, scale, channels, start, count, c, 1);
   }
 }
 
@@ -142,7 +142,7 @@ static void NAME(gather)(V *y, int n, const T **x, const int64_t *step, const A 
       BODY                                                                               \
     }
 
-static V *NAME(blocks)(int64_t count) { /* of zeros; beginning where a register may be loaded from */
+static V *blocks(int64_t count) { /* of zeros; beginning where a register may be loaded from */
   V *found = aligned_alloc(sizeof(V), count * sizeof(V));
   memset(found, 0, count * sizeof(V));
   return found;

@@ -1,4 +1,4 @@
-"""The kernels' library: compiled once for a processor and a compiler, and kept in the user's cache."""
+"""The kernels' libraries, one for each type: compiled once for a processor and a compiler, kept in the user's cache."""
 
 import ctypes
 import hashlib
@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import torch
 
 from bayesarch.errors import DeviceError
 
-__all__ = ["library"]
+__all__ = ["TYPES", "kernel", "library"]
+
+TYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+"""Types that there are kernels for, by their names in C."""
 
 SOURCE = "rows.c"
 """What is compiled; it includes the headers beside it."""
@@ -24,11 +28,24 @@ WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fope
 """What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""
 
 
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """Return a kernel for values of one type.
+
+    Raises:
+        DeviceError: as `library`.
+    """
+    found: Callable[..., None] = getattr(library(dtype), name)
+    return found
+
+
 @cache
-def library() -> ctypes.CDLL:
-    """Return the library, compiled if need be, which takes some seconds.
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the library for one type, compiled if need be, which takes some seconds.
 
     The compiler is `CC`, or cc. Its threads are those of torch, whose OpenMP is loaded already.
+
+    Args:
+        dtype: a key of `TYPES`.
 
     Raises:
         DeviceError: if there is no C compiler, or it does not compile the kernels; with what it said.
@@ -41,11 +58,11 @@ def library() -> ctypes.CDLL:
         )
     here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
     made_of = [path.read_bytes() for path in sorted(here.glob("*.[ch]"))]
-    made_of += [version.stdout, _processor(), FLAGS.encode(), torch.__version__.encode()]
-    name = f"rows-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    made_of += [version.stdout, _processor(), f"{FLAGS} {TYPES[dtype]}".encode(), torch.__version__.encode()]
+    name = f"rows-{TYPES[dtype]}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     path = _cache() / name
     if not path.exists():
-        _compile(compiler, here / SOURCE, path)
+        _compile([*compiler, f"-DOF_{TYPES[dtype]}"], here / SOURCE, path)
     return ctypes.CDLL(str(path))
 
 

@@ -2,7 +2,7 @@
 
 /* Means over 3 x 3 windows that reach past the edges of images (height x width pixels, channels last, dense), of what
    is inside; or, `back`, the gradient of that: each pixel is divided by the size of its window before it is summed. */
-void NAME(box)(int64_t images, int height, int width, int channels, int back, int threads, const T *x, T *out) {
+void box(int64_t images, int height, int width, int channels, int back, int threads, const T *x, T *out) {
   int64_t line = (int64_t)width * channels;
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t i = 0; i < images; i++)
@@ -17,7 +17,7 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
       A size = back ? 1 : (A)1 / n;
 #define COLUMN(to, u, c, w)                                                                 \
   V to = {0};                                                                               \
-  for (int m = 0; m < n; m++) to += tall[m] * NAME(get)(near[m] + (u) * channels + c, w);   \
+  for (int m = 0; m < n; m++) to += tall[m] * get(near[m] + (u) * channels + c, w);   \
   if (back) to *= (A)1 / (((u) > 0) + 1 + ((u) < width - 1));
 #define WORK(c, w)                                                                          \
   V left = {0};                                                                             \
@@ -29,7 +29,7 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
       right = next;                                                                         \
     }                                                                                       \
     A scale = back ? 1 : size / ((u > 0) + 1 + (u < width - 1));                            \
-    NAME(put)(out + (i * height + y) * line + u * channels + c, scale * (left + here + right), w); \
+    put(out + (i * height + y) * line + u * channels + c, scale * (left + here + right), w); \
     left = here;                                                                            \
     here = right;                                                                           \
   }
@@ -41,12 +41,12 @@ void NAME(box)(int64_t images, int height, int width, int channels, int back, in
 
 /* The first largest value of the 3 x 3 window around a pixel, of what is inside the image, and its place there; what is
    no number is larger than any. */
-INLINE V NAME(largest)(const T *image, int y, int x, int height, int width, int channels, const int w, PLACES *place) {
+INLINE V largest(const T *image, int y, int x, int height, int width, int channels, const int w, PLACES *place) {
   V best = {0};
   PLACES at = {0}, take = ~at; /* the first value, whatever it is */
   for (int v = y > 0 ? y - 1 : 0; v <= y + 1 && v < height; v++)
     for (int u = x > 0 ? x - 1 : 0; u <= x + 1 && u < width; u++) {
-      V value = NAME(get)(image + ((int64_t)v * width + u) * channels, w);
+      V value = get(image + ((int64_t)v * width + u) * channels, w);
       take |= (PLACES)(value > best) | (PLACES)(value != value);
       best = (V)((take & (PLACES)value) | (~take & (PLACES)best));
       at = (take & (3 * (v - y) + (u - x))) | (~take & at);
@@ -57,7 +57,7 @@ INLINE V NAME(largest)(const T *image, int y, int x, int height, int width, int 
 }
 
 /* Maxima over 3 x 3 windows around every stride-th pixel of images (height x width pixels, dense). */
-void NAME(top)(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, T *out) {
+void top(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, T *out) {
   int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t b = 0; b < images; b++) {
@@ -66,8 +66,8 @@ void NAME(top)(int64_t images, int height, int width, int channels, int stride, 
     for (int u = 0; u < wide; u++) {                                                                              \
       PLACES place;                                                                                               \
       const T *image = x + b * height * width * channels + c;                                                     \
-      V found = NAME(largest)(image, y * stride, u * stride, height, width, channels, w, &place);                 \
-      NAME(put)(out + ((b * tall + y) * wide + u) * channels + c, found, w);                                      \
+      V found = largest(image, y * stride, u * stride, height, width, channels, w, &place);                 \
+      put(out + ((b * tall + y) * wide + u) * channels + c, found, w);                                      \
     }
     BLOCKS(WORK)
 #undef WORK
@@ -75,24 +75,24 @@ void NAME(top)(int64_t images, int height, int width, int channels, int stride, 
 }
 
 /* The gradient of that: g goes to where the largest value is, which is looked for again. */
-void NAME(top_back)(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, const T *g,
+void top_back(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, const T *g,
                     T *dx) {
   int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t b = 0; b < images; b++) {
-    V *room = NAME(blocks)((int64_t)height * width);
+    V *room = blocks((int64_t)height * width);
 #define WORK(c, w)                                                                                                \
   for (int64_t m = 0; m < height * width; m++) room[m] = (V){0};                                                  \
   for (int y = 0; y < tall * stride; y += stride)                                                                 \
     for (int u = 0; u < wide * stride; u += stride) {                                                             \
       PLACES place;                                                                                               \
-      NAME(largest)(x + b * height * width * channels + c, y, u, height, width, channels, w, &place);             \
-      V slope = NAME(get)(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);                   \
+      largest(x + b * height * width * channels + c, y, u, height, width, channels, w, &place);             \
+      V slope = get(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);                   \
       for (int i = -(y > 0); i <= (y < height - 1); i++)                                                          \
         for (int j = -(u > 0); j <= (u < width - 1); j++)                                                         \
           room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);                     \
     }                                                                                                             \
-  for (int64_t m = 0; m < height * width; m++) NAME(put)(dx + (b * height * width + m) * channels + c, room[m], w);
+  for (int64_t m = 0; m < height * width; m++) put(dx + (b * height * width + m) * channels + c, room[m], w);
     BLOCKS(WORK)
 #undef WORK
     free(room);

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bayesarch.nets.kernels.arguments import SUFFIX, pointer, threads, working
-from bayesarch.nets.kernels.build import library
+from bayesarch.nets.kernels.arguments import pointer, threads, working
+from bayesarch.nets.kernels.build import kernel
 
 __all__ = ["SIDES", "box_mean", "depthwise_gradients", "window_max"]
 
@@ -57,12 +57,12 @@ def depthwise_gradients(
     sizes = (*sizes, threads(x.numel()))
     of_x, of_weight = None, None
     if wanted[0]:
-        kernel = weight.detach().to(working(x.dtype)).permute(2, 3, 1, 0).contiguous()
+        taps = weight.detach().to(working(x.dtype)).permute(2, 3, 1, 0).contiguous()
         of_x = torch.empty_like(x)
-        getattr(library(), f"depth_back_{SUFFIX[x.dtype]}")(*sizes, pointer(slope), pointer(kernel), pointer(of_x))
+        kernel("depth_back", x.dtype)(*sizes, pointer(slope), pointer(taps), pointer(of_x))
     if wanted[1]:
         found = torch.empty(side, side, channels, dtype=torch.float64)
-        getattr(library(), f"depth_kernel_{SUFFIX[x.dtype]}")(*sizes, pointer(x), pointer(slope), pointer(found))
+        kernel("depth_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), pointer(found))
         of_weight = found.permute(2, 0, 1).unsqueeze(1).to(weight.dtype).contiguous()
     return of_x, of_weight
 
@@ -84,7 +84,7 @@ def _box(x: Tensor, *, back: bool) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
     out = torch.empty_like(x)
-    run = getattr(library(), f"box_{SUFFIX[x.dtype]}")
+    run = kernel("box", x.dtype)
     run(ctypes.c_int64(images), height, width, channels, int(back), threads(x.numel()), pointer(x), pointer(out))
     return out
 
@@ -99,7 +99,7 @@ class _Top(torch.autograd.Function):
         ctx.stride = stride
         size = [(side - 1) // stride + 1 for side in x.shape[2:]]
         out = torch.empty(*x.shape[:2], *size, dtype=x.dtype, memory_format=torch.channels_last)
-        getattr(library(), f"top_{SUFFIX[x.dtype]}")(*_sizes(x, stride), pointer(x), pointer(out))
+        kernel("top", x.dtype)(*_sizes(x, stride), pointer(x), pointer(out))
         return out
 
     @staticmethod
@@ -107,7 +107,7 @@ class _Top(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         slope, dx = slope.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
-        run = getattr(library(), f"top_back_{SUFFIX[x.dtype]}")
+        run = kernel("top_back", x.dtype)
         run(*_sizes(x, ctx.stride), pointer(x), pointer(slope), pointer(dx))
         return dx, None
 

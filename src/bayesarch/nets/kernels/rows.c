@@ -1,7 +1,7 @@
 /* Passes over rows of channels that a gated sum and its gradients need, in as few readings of memory as there can be.
 
    A tensor of shape (B, C, H, W) with its channels last is B H W rows of C values: row r begins at x + r * step, where
-   step is at least C. This file takes `passes.h` once for each type: float, double, and bf16 (16 bits, computed in float).
+   step is at least C. Values are of one type, as -DOF_f32, -DOF_f64 or -DOF_bf16 (16 bits, computed in float) asks.
    Rows are dealt out to threads in equal parts, and sums of parts are added in the order of the threads, so that runs on
    equally many threads are equal to the bit. */
 
@@ -19,9 +19,6 @@
 #endif
 #endif
 
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
-#define NAME(f) JOIN(f, SUFFIX)
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
@@ -45,32 +42,37 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
   return sum;
 }
 
+#ifdef OF_f32
 #define T float
 #define ROW floats
 #define V floats
 #define PLACES ints
 #define A float
-#define SUFFIX f32
 #define WIDE(x) (x)
 #define NARROW(y) (y)
-#include "passes.h"
+#endif
 
+#ifdef OF_f64
 #define T double
 #define ROW doubles
 #define V doubles
 #define PLACES longs
 #define A double
-#define SUFFIX f64
 #define WIDE(x) (x)
 #define NARROW(y) (y)
-#include "passes.h"
+#endif
 
+#ifdef OF_bf16
 #define T uint16_t
 #define ROW halves
 #define V floats
 #define PLACES ints
 #define A float
-#define SUFFIX bf16
 #define WIDE(x) widened(x)
 #define NARROW(y) narrowed(y)
-#include "passes.h"
+#endif
+
+#include "block.h"
+#include "rows.h"
+#include "depthwise.h"
+#include "images.h"

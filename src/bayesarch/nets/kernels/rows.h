@@ -2,19 +2,19 @@
 
 /* Moments over rows: mean[c], and inv[c] = 1 / sqrt(variance + eps). Running moments go `momentum` of the way there, the
    variance by its unbiased estimate. Sums are of differences to the first row, so that little cancels. */
-void NAME(moments)(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,
+void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,
                    A *running_mean, A *running_var, double *mean, double *inv) {
   size_t size = (size_t)2 * channels;
   double *sums = calloc(size * threads, sizeof(double));
 #define ROW_OF(r, j, w)                                         \
-  V d = NAME(get)(x + (r) * step + c, w) - first;               \
+  V d = get(x + (r) * step + c, w) - first;               \
   s[j] += d;                                                    \
   q[j] += d * d;
 #define WORK(c, w)                                              \
-  V first = NAME(get)(x + c, w), s[4] = {{0}}, q[4] = {{0}};    \
+  V first = get(x + c, w), s[4] = {{0}}, q[4] = {{0}};    \
   ROWS(ROW_OF, w)                                               \
-  NAME(add4)(sums + size * t + c, s, w);                        \
-  NAME(add4)(sums + size * t + channels + c, q, w);
+  add4(sums + size * t + c, s, w);                        \
+  add4(sums + size * t + channels + c, q, w);
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
 #undef WORK
@@ -22,7 +22,7 @@ void NAME(moments)(const T *x, int64_t step, int64_t rows, int channels, int thr
     double shift = whole(sums, size, threads, c) / rows;
     double var = whole(sums, size, threads, channels + c) / rows - shift * shift;
     var = var < 0 ? 0 : var;
-    mean[c] = NAME(get)(x + c, 1)[0] + shift;
+    mean[c] = get(x + c, 1)[0] + shift;
     inv[c] = 1 / sqrt(var + eps);
     running_mean[c] += momentum * (mean[c] - running_mean[c]);
     running_var[c] += momentum * (var * rows / (rows > 1 ? rows - 1 : 1) - running_var[c]);
@@ -31,7 +31,7 @@ void NAME(moments)(const T *x, int64_t step, int64_t rows, int channels, int thr
 }
 
 /* out = sum over k of gate_k (x_k - mean_k) inv_k; where mean_k is null, of gate_k x_k. `a` is room for (n + 1) C. */
-void NAME(sum)(int n, const T **x, const int64_t *step, const A **gate, const double **mean, const double **inv,
+void sum(int n, const T **x, const int64_t *step, const A **gate, const double **mean, const double **inv,
                int64_t rows, int channels, int threads, A *a, T *out) {
   A *b = a + (size_t)n * channels;
   for (int c = 0; c < channels; c++) {
@@ -44,27 +44,27 @@ void NAME(sum)(int n, const T **x, const int64_t *step, const A **gate, const do
     b[c] = shift;
   }
 #define WORK(c, w)                                                                        \
-  V y[CHUNK], shift = NAME(of)(b + c, w);                                                 \
+  V y[CHUNK], shift = of(b + c, w);                                                 \
   int count = end - start;                                                                \
   for (int i = 0; i < count; i++) y[i] = shift;                                           \
-  NAME(gather)(y, n, x, step, a, channels, start, count, c, w);                           \
-  for (int i = 0; i < count; i++) NAME(put)(out + (start + i) * channels + c, y[i], w);
+  gather(y, n, x, step, a, channels, start, count, c, w);                           \
+  for (int i = 0; i < count; i++) put(out + (start + i) * channels + c, y[i], w);
   CHUNKS(BLOCKS(WORK))
 #undef WORK
 }
 
 /* dx = the sum of n gradients; the first `risen` of them count where x is positive or no number. */
-void NAME(fan)(int n, int risen, const T **g, const int64_t *step, const T *x, int64_t x_step, int64_t rows, int channels,
+void fan(int n, int risen, const T **g, const int64_t *step, const T *x, int64_t x_step, int64_t rows, int channels,
                int threads, T *dx) {
 #define WORK(c, w)                                                                                           \
   V y[CHUNK];                                                                                                \
   int count = end - start;                                                                                   \
   for (int i = 0; i < count; i++) y[i] = (V){0};                                                             \
-  NAME(gather)(y, risen, g, step, 0, channels, start, count, c, w);                                          \
+  gather(y, risen, g, step, 0, channels, start, count, c, w);                                          \
   if (risen)                                                                                                 \
-    for (int i = 0; i < count; i++) y[i] = NAME(where)(NAME(get)(x + (start + i) * x_step + c, w), y[i]);    \
-  NAME(gather)(y, n - risen, g + risen, step + risen, 0, channels, start, count, c, w);                      \
-  for (int i = 0; i < count; i++) NAME(put)(dx + (start + i) * channels + c, y[i], w);
+    for (int i = 0; i < count; i++) y[i] = where(get(x + (start + i) * x_step + c, w), y[i]);    \
+  gather(y, n - risen, g + risen, step + risen, 0, channels, start, count, c, w);                      \
+  for (int i = 0; i < count; i++) put(dx + (start + i) * channels + c, y[i], w);
   CHUNKS(BLOCKS(WORK))
 #undef WORK
 }
@@ -72,7 +72,7 @@ void NAME(fan)(int n, int risen, const T **g, const int64_t *step, const T *x, i
 /* Gradients of `slices` tensors that lie side by side in x, `channels` each. Slice s goes to the sums begin[s] up to
    begin[s + 1], whose gradients are g_k, through the gates of these columns. Wanted are the gradient of x (dx null: it is
    not) and those of gates (dgates null: they are not). `mean` null: x is not normalised. */
-void NAME(back)(int slices, const int *begin, const T **g, const int64_t *g_step, const A *gates, const int *column,
+void back(int slices, const int *begin, const T **g, const int64_t *g_step, const A *gates, const int *column,
                 const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
                 T *dx, A *dgates) {
   int n = begin[slices], width = slices * channels;
@@ -84,18 +84,18 @@ void NAME(back)(int slices, const int *begin, const T **g, const int64_t *g_step
     size_t size = (size_t)2 * n * channels;
     double *sums = calloc(size * threads, sizeof(double));
 #define ROW_OF(r, j, w)                                                                  \
-  V slope = NAME(get)(from + (r) * far, w);                                              \
+  V slope = get(from + (r) * far, w);                                              \
   total[j] += slope;                                                                     \
-  product[j] += slope * (NAME(get)(x + (r) * step + s * channels + c, w) - first);
+  product[j] += slope * (get(x + (r) * step + s * channels + c, w) - first);
 #define WORK(c, w)                                                                       \
-  V first = NAME(get)(x + s * channels + c, w);                                          \
+  V first = get(x + s * channels + c, w);                                          \
   for (int k = begin[s]; k < begin[s + 1]; k++) {                                        \
     const T *from = g[k] + c;                                                            \
     int64_t far = g_step[k];                                                             \
     V total[4] = {{0}}, product[4] = {{0}};                                              \
     ROWS(ROW_OF, w)                                                                      \
-    NAME(add4)(sums + size * t + (size_t)2 * k * channels + c, total, w);                \
-    NAME(add4)(sums + size * t + (size_t)(2 * k + 1) * channels + c, product, w);        \
+    add4(sums + size * t + (size_t)2 * k * channels + c, total, w);                \
+    add4(sums + size * t + (size_t)(2 * k + 1) * channels + c, product, w);        \
   }
     CHUNKS(for (int s = 0; s < slices; s++) BLOCKS(WORK))
 #undef ROW_OF
@@ -103,7 +103,7 @@ void NAME(back)(int slices, const int *begin, const T **g, const int64_t *g_step
     for (int s = 0; s < slices; s++)
       for (int c = 0; c < channels; c++) {
         int place = s * channels + c;
-        double first = NAME(get)(x + place, 1)[0], all = 0, along = 0;
+        double first = get(x + place, 1)[0], all = 0, along = 0;
         for (int k = begin[s]; k < begin[s + 1]; k++) {
           double total = whole(sums, size, threads, (size_t)2 * k * channels + c);
           double product = whole(sums, size, threads, (size_t)(2 * k + 1) * channels + c);
@@ -121,20 +121,20 @@ void NAME(back)(int slices, const int *begin, const T **g, const int64_t *g_step
     free(sums);
   }
 #define WORK(c, w)                                                                                         \
-  V y[CHUNK], bc = NAME(of)(b + s * channels + c, w), dc = NAME(of)(d + s * channels + c, w);              \
+  V y[CHUNK], bc = of(b + s * channels + c, w), dc = of(d + s * channels + c, w);              \
   int count = end - start, k = begin[s];                                                                   \
   for (int i = 0; i < count; i++) y[i] = dc;                                                               \
   if (mean)                                                                                                \
-    for (int i = 0; i < count; i++) y[i] += bc * NAME(get)(x + (start + i) * step + s * channels + c, w);  \
-  NAME(gather)(y, begin[s + 1] - k, g + k, g_step + k, a + k * channels, channels, start, count, c, w);    \
-  for (int i = 0; i < count; i++) NAME(put)(dx + (start + i) * width + s * channels + c, y[i], w);
+    for (int i = 0; i < count; i++) y[i] += bc * get(x + (start + i) * step + s * channels + c, w);  \
+  gather(y, begin[s + 1] - k, g + k, g_step + k, a + k * channels, channels, start, count, c, w);    \
+  for (int i = 0; i < count; i++) put(dx + (start + i) * width + s * channels + c, y[i], w);
   if (dx) { CHUNKS(for (int s = 0; s < slices; s++) BLOCKS(WORK)) }
 #undef WORK
   free(a);
 }
 
 /* out = the positive part of z = (x - mean) inv. `a` is room for 2 C. */
-void NAME(rise)(const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
+void rise(const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
                 A *a, T *out) {
   A *b = a + channels;
   for (int c = 0; c < channels; c++) {
@@ -142,33 +142,33 @@ void NAME(rise)(const T *x, int64_t step, const double *mean, const double *inv,
     b[c] = -mean[c] * inv[c];
   }
 #define WORK(c, w)                                                     \
-  V scale = NAME(of)(a + c, w), shift = NAME(of)(b + c, w);            \
+  V scale = of(a + c, w), shift = of(b + c, w);            \
   for (int64_t r = start; r < end; r++) {                              \
-    V z = scale * NAME(get)(x + r * step + c, w) + shift;              \
-    NAME(put)(out + r * channels + c, NAME(where)(z, z), w);           \
+    V z = scale * get(x + r * step + c, w) + shift;              \
+    put(out + r * channels + c, where(z, z), w);           \
   }
   CHUNKS(BLOCKS(WORK))
 #undef WORK
 }
 
 /* The gradient of x, where g is that of the above, whose `a` this is. */
-void NAME(rise_back)(const T *x, int64_t step, const T *g, int64_t g_step, const double *mean, const double *inv,
+void rise_back(const T *x, int64_t step, const T *g, int64_t g_step, const double *mean, const double *inv,
                      int64_t rows, int channels, int threads, const A *a, T *dx) {
   const A *b = a + channels;
   A *p = malloc((size_t)2 * channels * sizeof(A)), *q = p + channels;
   size_t size = (size_t)2 * channels;
   double *sums = calloc(size * threads, sizeof(double));
 #define ROW_OF(r, j, w)                                                                  \
-  V z = scale * NAME(get)(x + (r) * step + c, w) + shift;                                \
-  V slope = NAME(where)(z, NAME(get)(g + (r) * g_step + c, w));                          \
+  V z = scale * get(x + (r) * step + c, w) + shift;                                \
+  V slope = where(z, get(g + (r) * g_step + c, w));                          \
   total[j] += slope;                                                                     \
   product[j] += slope * z;
 #define WORK(c, w)                                                                       \
-  V scale = NAME(of)(a + c, w), shift = NAME(of)(b + c, w);                              \
+  V scale = of(a + c, w), shift = of(b + c, w);                              \
   V total[4] = {{0}}, product[4] = {{0}};                                                \
   ROWS(ROW_OF, w)                                                                        \
-  NAME(add4)(sums + size * t + c, total, w);                                             \
-  NAME(add4)(sums + size * t + channels + c, product, w);
+  add4(sums + size * t + c, total, w);                                             \
+  add4(sums + size * t + channels + c, product, w);
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
 #undef WORK
@@ -178,12 +178,12 @@ void NAME(rise_back)(const T *x, int64_t step, const T *g, int64_t g_step, const
   }
   free(sums);
 #define WORK(c, w)                                                                          \
-  V scale = NAME(of)(a + c, w), shift = NAME(of)(b + c, w);                                 \
-  V along = NAME(of)(p + c, w), all = NAME(of)(q + c, w);                                   \
+  V scale = of(a + c, w), shift = of(b + c, w);                                 \
+  V along = of(p + c, w), all = of(q + c, w);                                   \
   for (int64_t r = start; r < end; r++) {                                                   \
-    V z = scale * NAME(get)(x + r * step + c, w) + shift;                                   \
-    V slope = NAME(where)(z, NAME(get)(g + r * g_step + c, w));                             \
-    NAME(put)(dx + r * channels + c, scale * slope + along * z + all, w);                   \
+    V z = scale * get(x + r * step + c, w) + shift;                                   \
+    V slope = where(z, get(g + r * g_step + c, w));                             \
+    put(dx + r * channels + c, scale * slope + along * z + all, w);                   \
   }
   CHUNKS(BLOCKS(WORK))
 #undef WORK

@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 
 from bayesarch.nets.kernels.arguments import (
     BLOCK,
-    SUFFIX,
     in_rows,
     ints,
     longs,
@@ -31,7 +30,7 @@ from bayesarch.nets.kernels.arguments import (
     threads,
     working,
 )
-from bayesarch.nets.kernels.build import library
+from bayesarch.nets.kernels.build import TYPES, kernel
 
 __all__ = ["Norm", "Part", "fan", "fits", "norm_relu", "parts_of", "sum_of"]
 
@@ -80,7 +79,7 @@ def fits(h: Tensor, gates: Tensor) -> bool:
     return (
         h.device.type == "cpu"
         and h.ndim == 4
-        and h.dtype in SUFFIX
+        and h.dtype in TYPES
         and gates.dtype == working(h.dtype)
         and gates.shape[0] == 1
     )
@@ -166,7 +165,7 @@ class _Leave(torch.autograd.Function):
         dgates = torch.zeros_like(gates) if of_gates else None
         rows, width, of = shape.numel() // shape[1], shape[1] // len(ctx.users), ctx.moments
         mine = [in_rows(slope.to(dtype)) for slope in slopes]
-        getattr(library(), f"back_{SUFFIX[dtype]}")(
+        kernel("back", dtype)(
             len(ctx.users),
             ints([0, *accumulate(len(columns) for columns in ctx.users)]),
             pointers(mine),
@@ -197,7 +196,7 @@ class _Sum(torch.autograd.Function):
         out = torch.empty_like(like, memory_format=torch.channels_last)
         room = torch.empty((n + 1) * channels, dtype=working(like.dtype))
         given = [part.moments for part in parts]
-        getattr(library(), f"sum_{SUFFIX[like.dtype]}")(
+        kernel("sum", like.dtype)(
             n,
             pointers(stand),
             longs([step(tensor) for tensor in stand]),
@@ -245,7 +244,7 @@ class _Fan(torch.autograd.Function):
         if shape.numel() % BLOCK == 0 and set(steps) <= {width}:
             # nothing lies between: what is done to values alone may take them by whole blocks
             rows, width, steps = shape.numel() // BLOCK, BLOCK, [BLOCK] * len(mine)
-        getattr(library(), f"fan_{SUFFIX[dtype]}")(
+        kernel("fan", dtype)(
             len(mine),
             len(first),
             pointers(mine),
@@ -270,7 +269,7 @@ class _Rise(torch.autograd.Function):
         ctx.save_for_backward(x)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         sizes = (ctypes.c_int64(x.numel() // channels), channels, threads(x.numel()))
-        run = getattr(library(), f"rise_{SUFFIX[x.dtype]}")
+        run = kernel("rise", x.dtype)
         run(pointer(x), ctypes.c_int64(step(x)), *map(pointer, moments), *sizes, pointer(ctx.room), pointer(out))
         return out
 
@@ -280,7 +279,7 @@ class _Rise(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         slope, channels = in_rows(slope), x.shape[1]
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        getattr(library(), f"rise_back_{SUFFIX[x.dtype]}")(
+        kernel("rise_back", x.dtype)(
             pointer(x),
             ctypes.c_int64(step(x)),
             pointer(slope),
@@ -310,7 +309,7 @@ def _moments(x: Tensor, norm: Norm) -> Moments:
             )
     rows = x.numel() // channels
     mean, inv = torch.empty(2, channels, dtype=torch.float64)
-    getattr(library(), f"moments_{SUFFIX[x.dtype]}")(
+    kernel("moments", x.dtype)(
         pointer(x),
         ctypes.c_int64(step(x)),
         ctypes.c_int64(rows),
