@@ -2,6 +2,7 @@
 
     python benchmarks/against.py 94bbefc                  the three supernets of speed.py
     python benchmarks/against.py 94bbefc --row darts      one of them
+    python benchmarks/against.py 94bbefc --fused          by kernels of ours, engine.fused
 
 Each has a process of its own, from its own files; the two take turns, step by step. What is there now is this working
 folder. Medians of the rounds' ratios, and their range. Nothing else should run.
@@ -31,7 +32,12 @@ WORK = """
 import json, sys, time
 sys.path[:0] = [sys.argv[1] + "/src", sys.argv[1] + "/benchmarks"]
 from steps import Case
-step = Case(json.loads(sys.argv[2])).ours()
+given = json.loads(sys.argv[2])
+fused = given.pop("fused", False)
+case = Case(given)
+if fused:
+    case.net.fuse()
+step = case.ours()
 step()
 print("ready", flush=True)
 for line in sys.stdin:
@@ -47,7 +53,7 @@ class Stepper:
 
     Args:
         folder: a copy of the project.
-        given: the supernet.
+        given: the supernet; and "fused", whether kernels of ours compute its sums.
     """
 
     def __init__(self, folder: Path, given: dict[str, Any]) -> None:
@@ -108,11 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit")
     parser.add_argument("--row", action="append")
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT)
     told = parser.parse_args()
-    nets = SHORT if told.short else NETS
+    nets = {name: {**given, "fused": told.fused} for name, given in (SHORT if told.short else NETS).items()}
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
         subprocess.run(["git", "worktree", "add", "--detach", str(before), told.commit], cwd=ROOT, check=True)
@@ -122,7 +129,7 @@ def main() -> None:
                 rows,
                 told.row or list(nets),
                 told.out,
-                f"python benchmarks/against.py {told.commit} --rounds {told.rounds}",
+                f"python benchmarks/against.py {told.commit}{' --fused' * told.fused} --rounds {told.rounds}",
             )
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)

@@ -15,6 +15,10 @@ import time
 class Case:
     def __init__(self, given):
         self.seconds = given["seconds"] * {factor}
+        self.net = self
+
+    def fuse(self):
+        self.seconds *= 3
 
     def ours(self):
         return lambda: time.sleep(self.seconds)
@@ -33,6 +37,15 @@ def test_each_process_runs_its_own_code_and_the_two_take_turns(tmp_path, monkeyp
     assert 2.5 < found["lowest"] <= found["ratio"] <= found["highest"] < 5.0
     assert found["seconds"]["before"] > 0.19
     assert found["before"] == "a commit"
+
+
+def test_both_are_fused_or_neither(tmp_path):
+    place = folder(tmp_path / "now", SLOW.format(factor=1))
+    steppers = [against.Stepper(place, {"seconds": 0.05, "fused": fused}) for fused in (False, True)]
+    seconds = [step() for step in steppers]
+    for step in steppers:
+        step.close()
+    assert 2.0 < seconds[1] / seconds[0] < 4.0
 
 
 def test_a_process_that_fails_is_not_waited_for(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from bayesarch.errors import DeviceError
-from bayesarch.nets.kernels import Norm, box_mean, build, library, norm_relu
+from bayesarch.nets.kernels import Norm, box_mean, build, fan, library, norm_relu, winograd
 from bayesarch.nets.operations import OPERATIONS
 from helpers import needs_cc
 
@@ -91,18 +92,41 @@ def test_ways_of_lesser_compilers_are_tried(fresh, monkeypatch):
     assert "GOMP" not in subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_compilers_that_cannot_shuffle_vectors_compute_the_same(fresh, monkeypatch, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "flags"),
+    [
+        (torch.float32, "-DPLAIN -DBLOCK=8"),
+        (torch.float32, "-DBLOCK=16"),
+        (torch.float64, "-DBLOCK=8"),
+        (torch.float64, "-DPLAIN -DBLOCK=16"),
+        (torch.bfloat16, "-DBLOCK=8"),
+        (torch.bfloat16, "-DPLAIN -DBLOCK=16"),
+    ],
+    ids=str,
+)
+def test_registers_of_either_width_and_compilers_that_cannot_shuffle_them_compute_the_same(
+    fresh, monkeypatch, dtype, flags
+):
     """31 channels are blocks of 16, 8, 4, 2 and 1."""
-    monkeypatch.setattr(build, "FLAGS", build.FLAGS + " -DPLAIN")
+    monkeypatch.setattr(build, "FLAGS", f"{build.FLAGS} {flags}")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 31, 5, 3, generator=generator).to(dtype=dtype, memory_format=torch.channels_last)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     moments = torch.zeros(31, dtype=wide), torch.ones(31, dtype=wide)
+    outs = []
     mine = norm_relu(x, Norm(*moments, 0.1, 1e-5))
     theirs = F.relu(F.batch_norm(x.double(), None, None, None, None, True, 0.1, 1e-5))
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=1e-5)
+    ((risen,), _) = fan(x.requires_grad_(), 1, 1)
+    (slope,) = torch.autograd.grad(risen, x, x.detach())
+    torch.testing.assert_close(slope, x.relu())
+    if dtype != torch.bfloat16:
+        weight = torch.randn(18, 31, 3, 3, generator=generator).to(dtype).requires_grad_()
+        for way in (winograd, partial(F.conv2d, padding=1)):
+            outs.append([way(x, weight), *torch.autograd.grad(way(x, weight).square().sum(), (x, weight))])
+        for a, b in zip(*outs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 def test_threads_are_those_of_torch():

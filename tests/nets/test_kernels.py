@@ -19,7 +19,7 @@ from helpers import images, needs_cc, on_threads
 pytestmark = needs_cc
 
 SIZES = {
-    "nb201": {"channels": 5, "cells": 1},
+    "nb201": {"channels": 17, "cells": 1},
     "darts": {"channels": 4, "layers": 3},
     "bayesnas-cell": {"channels": 4, "layers": 3},
     "tree-cell": {"channels": 4, "alpha": 6},

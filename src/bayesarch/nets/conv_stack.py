@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesarch.nets.dense import fused_dense
 from bayesarch.nets.kernels import Norm, Part, parts_of
 
 __all__ = ["ConvStack", "Growth"]
@@ -97,7 +98,8 @@ class ConvStack(nn.Module):
         if not rows:
             return []
         partial = len(rows) < len(self.columns)
-        y, mean, var = self._begun(h, rows)
+        y = F.conv2d(h, self._weight(rows), padding=self.padding)
+        mean, var = self._moments(rows)
         scale = gates[:, self.columns_index[rows] if partial else self.columns_index]
         shared = gates.shape[0] == 1
         # contiguous(): for one row reshape gives a view of stride 0, past which torch's batch-norm backward reads
@@ -117,7 +119,8 @@ class ConvStack(nn.Module):
         rows = self._rows(active)
         if not rows:
             return []
-        y, mean, var = self._begun(h, rows)
+        y = fused_dense(h, self._weight(rows))
+        mean, var = self._moments(rows)
         norm = Norm(mean.view(-1), var.view(-1), self.momentum, EPS)
         parts = parts_of(y, gates, [(self.columns[row],) for row in rows], norm)
         if len(rows) < len(self.columns):
@@ -127,13 +130,16 @@ class ConvStack(nn.Module):
     def _rows(self, active: frozenset[int] | None) -> list[int]:
         return [row for row, c in enumerate(self.columns) if active is None or c in active]
 
-    def _begun(self, h: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the convolutions side by side, and their running moments: copies where not all are computed."""
+    def _weight(self, rows: list[int]) -> Tensor:
+        """Return kernels side by side."""
         weights = [self.weights[str(self.columns[row])] for row in rows]
-        y = F.conv2d(h, weights[0] if len(weights) == 1 else torch.cat(weights), padding=self.padding)
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def _moments(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Return running moments: copies where not all are computed."""
         if len(rows) == len(self.columns):
-            return y, self.running_mean, self.running_var
-        return y, self.running_mean[rows], self.running_var[rows]
+            return self.running_mean, self.running_var
+        return self.running_mean[rows], self.running_var[rows]
 
     def _moved(self, rows: list[int], mean: Tensor, var: Tensor) -> None:
         with torch.no_grad():

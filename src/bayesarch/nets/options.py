@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesarch.nets.dense import fused_dense, is_dense
 from bayesarch.nets.depthwise import depthwise, fused_depthwise, is_depthwise
 from bayesarch.nets.drop import PathDrop
 from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of, window_max
@@ -248,8 +249,11 @@ class _BegunByKernels(_Begun):
                 x, layers = norm_relu(x, norm), layers[1:]
             elif is_depthwise(layer, strides=(1, 2)):
                 x = fused_depthwise(x, layer)
+            elif is_dense(layer) and layer.stride == (1, 1):
+                x = fused_dense(x, layer.weight, layer.dilation[0])
             elif sees_every_other(layer):
-                x = convolved(thinned(x, layer.dilation[0]), layer)
+                x = thinned(x, layer.dilation[0])
+                x = fused_dense(x, layer.weight) if is_dense(layer) else convolved(x, layer)
             elif isinstance(layer, Free) and layer.kernel is not None:
                 x = layer.kernel(x)
             elif (stride := _window_stride(layer)) is not None:

@@ -11,6 +11,7 @@ from bayesarch.nets.kernels.rows import (
     parts_of,
     sum_of,
 )
+from bayesarch.nets.kernels.winograd import pays, winograd
 
 __all__ = [
     "SIDES",
@@ -23,6 +24,8 @@ __all__ = [
     "library",
     "norm_relu",
     "parts_of",
+    "pays",
     "sum_of",
     "window_max",
+    "winograd",
 ]

@@ -2,24 +2,29 @@
    numbers as wide: PLACES), are made of. Part of rows.c. */
 
 #ifdef SHUFFLES /* by way of a register of w values: what is stored in parts is slow to load as a whole */
+#if BLOCK > 8
 typedef T row8 __attribute__((vector_size(8 * sizeof(T))));
+#endif
 typedef T row4 __attribute__((vector_size(4 * sizeof(T))));
 typedef T row2 __attribute__((vector_size(2 * sizeof(T))));
 
 INLINE ROW load(const T *x, const int w) {
   ROW row = {0};
+#if BLOCK > 8
   if (w == 8) {
     row8 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (row8){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8);
-  } else if (w == 4) {
+    row = __builtin_shufflevector(part, (row8){0}, 0, 1, 2, 3, 4, 5, 6, 7 MORE(8));
+  } else
+#endif
+  if (w == 4) {
     row4 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (row4){0}, 0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4);
+    row = __builtin_shufflevector(part, (row4){0}, 0, 1, 2, 3, 4, 4, 4, 4 MORE(4));
   } else if (w == 2) {
     row2 part;
     memcpy(&part, x, sizeof(part));
-    row = __builtin_shufflevector(part, (row2){0}, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2);
+    row = __builtin_shufflevector(part, (row2){0}, 0, 1, 2, 2, 2, 2, 2, 2 MORE(2));
   } else {
     memcpy(&row, x, w * sizeof(T));
   }
@@ -27,10 +32,13 @@ INLINE ROW load(const T *x, const int w) {
 }
 
 INLINE void store(T *x, ROW row, const int w) {
+#if BLOCK > 8
   if (w == 8) {
     row8 part = __builtin_shufflevector(row, row, 0, 1, 2, 3, 4, 5, 6, 7);
     memcpy(x, &part, sizeof(part));
-  } else if (w == 4) {
+  } else
+#endif
+  if (w == 4) {
     row4 part = __builtin_shufflevector(row, row, 0, 1, 2, 3);
     memcpy(x, &part, sizeof(part));
   } else if (w == 2) {
@@ -103,8 +111,10 @@ INLINE void gather_of(V *y, int n, const T **x, const int64_t *step, const A *sc
 static void gather(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
                          int count, int c, int w) {
   switch (w) {
-    case 16: gather_of(y, n, x, step, scale, channels, start, count, c, 16); break;
+    case BLOCK: gather_of(y, n, x, step, scale, channels, start, count, c, BLOCK); break;
+#if BLOCK > 8
     case 8: gather_of(y, n, x, step, scale, channels, start, count, c, 8); break;
+#endif
     case 4: gather_of(y, n, x, step, scale, channels, start, count, c, 4); break;
     case 2: gather_of(y, n, x, step, scale, channels, start, count, c, 2); break;
     default: gather_of(y, n, x, step, scale, channels, start, count, c, 1);
@@ -122,12 +132,12 @@ static void gather(V *y, int n, const T **x, const int64_t *step, const A *scale
     for (; r < end; r++) { BODY(r, 0, w) }                                             \
   }
 
-/* Do WORK(c, w) for blocks of w channels that begin at channel c, w a constant: 16 of them, then 8, 4, 2 and 1. */
+/* Do WORK(c, w) for blocks of w channels that begin at channel c, w a constant: whole ones, then 8, 4, 2 and 1. */
 #define BLOCKS(WORK)                                          \
   {                                                           \
     int c = 0;                                                \
-    for (; c + BLOCK <= channels; c += BLOCK) { WORK(c, 16) } \
-    if (channels - c >= 8) { WORK(c, 8) c += 8; }             \
+    for (; c + BLOCK <= channels; c += BLOCK) { WORK(c, BLOCK) } \
+    if (BLOCK > 8 && channels - c >= 8) { WORK(c, 8) c += 8; } \
     if (channels - c >= 4) { WORK(c, 4) c += 4; }             \
     if (channels - c >= 2) { WORK(c, 2) c += 2; }             \
     if (channels - c >= 1) { WORK(c, 1) }                     \

@@ -10,7 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 16  /* channels that are taken together: what the widest registers hold */
+#ifndef BLOCK
+#ifdef __AVX512F__
+#define BLOCK 16 /* channels that are taken together: what a register holds */
+#else
+#define BLOCK 8 /* wider vectors would be made of several registers, and compilers are bad at it */
+#endif
+#endif
+#if BLOCK > 8
+#define MORE(n) , n, n, n, n, n, n, n, n
+#else
+#define MORE(n)
+#endif
 #define CHUNK 128 /* rows that are summed in the working type before they go to a sum in double */
 
 #if defined(__has_builtin) && !defined(PLAIN)
@@ -76,3 +87,6 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #include "rows.h"
 #include "depthwise.h"
 #include "images.h"
+#ifndef OF_bf16 /* the library computes these in bf16, which is faster */
+#include "winograd.h"
+#endif
