@@ -57,13 +57,15 @@ def _ways(row: dict, table: Table) -> str:
 
 
 def _fused(row: dict, table: Table) -> str:
-    ways = ("ours", "ours, bf16", "fused", "fused, bf16")
+    cells = list(row["of"].values())
+    ways = [way for way in ("ours", "ours, bf16", "fused", "fused, bf16") if all(way in c["steps"] for c in cells)]
+    kept = [way for way in ways if all(way in c["peak_mib"] for c in cells)]
     body = [
         [name, *(_ratio(cell["steps"][way]) for way in ways),
-         *(f"{cell['peak_mib'][way] / cell['peak_mib']['published']:.2f}" for way in ("ours", "fused", "fused, bf16"))]
+         *(f"{cell['peak_mib'][way] / cell['peak_mib']['published']:.2f}" for way in kept)]
         for name, cell in row["of"].items()
     ]  # fmt: skip
-    head = ["space", *ways, "peak memory: ours", "fused", "fused, bf16"]
+    head = ["space", *ways, *(f"peak memory: {way}" if way == kept[0] else way for way in kept)]
     return (
         "### Sums by kernels of our own\n\nTimes faster than the published step in fp32, and peak memory over its own; fused "
         "as `engine.fused` does. Rounds of their own, so that *ours* is not to the digit what it is above.\n\n"
@@ -237,14 +239,17 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
 def elsewhere_part(record: dict, table: Table, machine: Machine) -> list[str]:
     """Return the page's part on steps of a later day and another machine, under a record of its own."""
     rows = record["rows"]
-    return [
-        "## Speed of a search step, on another machine\n\nThe same command, of a later day: memory is copied there at less "
-        "than half the rate of the machine above, and the product of matrices is faster. The two are not to be compared "
-        "line by line: code and machine have both changed.\n",
-        _networks(rows, table) + "\n",
-        _roofline(rows["roofline"], table),
-        f"{machine(record)}\n",
+    parts = [
+        f"## Speed of a search step, on another machine: {record['environment']['processor']}, {record['about']}\n\nOf a "
+        "later day. Not to be compared line by line with what is above: code and machine have both changed.\n"
     ]
+    if "nb201" in rows:
+        parts.append(_networks(rows, table) + "\n")
+    if "fused" in rows:
+        parts.append(_fused(rows["fused"], table) + "\n")
+    if "roofline" in rows:
+        parts.append(_roofline(rows["roofline"], table))
+    return [*parts, f"{machine(record)}\n"]
 
 
 def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]:

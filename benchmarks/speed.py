@@ -111,25 +111,27 @@ def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str,
 
 
 def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return our step with sums by kernels of ours, in fp32 and bf16, against the published step in fp32, and peaks.
+    """Return our step with sums by kernels of ours against the published step in fp32, and peaks.
 
-    The kernels are compiled before, which takes some seconds once on a machine.
+    In fp32, and in bf16 where the processor has it. The kernels are compiled before, which takes some seconds once.
     """
     found: dict[str, Any] = {}
     for name, given in nets.items():
         plain, fused = Case(given), Case(given)
         fused.net.fuse()
-        works = {
-            "published": plain.published(),
-            "ours": plain.ours(),
-            "ours, bf16": _in_bf16(plain.ours()),
-            "fused": fused.ours(),
-            "fused, bf16": _in_bf16(fused.ours()),
-        }
+        works = {"published": plain.published(), "ours": plain.ours(), "fused": fused.ours()}
+        if multiplies_bf16():
+            works |= {"ours, bf16": _in_bf16(plain.ours()), "fused, bf16": _in_bf16(fused.ours())}
         steps = in_turn(works, given["rounds"], "published")
-        memory = {which: peak_of(which, name, given) for which in ("published", "ours", "fused", "fused, bf16")}
+        memory = {which: peak_of(which, name, given) for which in works if which != "ours, bf16"}
         found[name] = {"given": dict(given), "steps": steps, "peak_mib": memory}
     return {"of": found}
+
+
+def multiplies_bf16() -> bool:
+    """Return whether the processor does; others take many times as long by doing as if."""
+    known = Path("/proc/cpuinfo")
+    return known.exists() and bool({"avx512_bf16", "amx_bf16"} & set(known.read_text().split()))
 
 
 def _in_bf16(step: Callable[[], Any]) -> Callable[[], None]:
