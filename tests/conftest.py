@@ -11,6 +11,14 @@ import torch
 torch.set_num_threads(1)
 
 
+LONGEST = "test_documents.py"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real data, or a skip that says so."""

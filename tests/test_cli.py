@@ -44,7 +44,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
 
 
 def test_searching_training_and_sampling_load_no_compiler(tmp_path):
-    small = ["space.channels=4", "space.cells=1", "engine.epochs=1", "engine.closing_epochs=1"]
+    small = ["space.channels=4", "space.cells=1", "engine.epochs=1", "engine.closing_epochs=1", "method.reopen_steps=1"]
     sets = [word for pair in small for word in ("--set", pair)]
     code = (
         "import sys\nfrom bayesarch.cli import app\n"

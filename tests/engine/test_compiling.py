@@ -112,6 +112,14 @@ def test_what_a_search_will_cost_is_told_from_fused_steps(monkeypatch):
         assert bool(sums) == fuses
 
 
+@pytest.mark.parametrize(("precision", "types"), [("fp32", {torch.float32}), ("bf16", {torch.float32, torch.bfloat16})])
+def test_kernels_are_compiled_for_the_types_of_the_search_before_it_begins(precision, types, monkeypatch):
+    asked = []
+    monkeypatch.setattr("bayesarch.engine.compiling.library", asked.append)
+    check_ways(EngineConfig(fused=True, precision=precision), torch.device("cpu"))
+    assert set(asked) == types
+
+
 def test_what_cannot_be_fused_says_so(tmp_path, monkeypatch):
     for config, device, processes, said in (
         (EngineConfig(fused=True, compile=True), "cpu", 1, "two ways to compute the same"),

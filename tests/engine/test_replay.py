@@ -167,7 +167,15 @@ CASES = {
     **{method: {"method": method} for method, entry in METHODS.items() if not entry.channels and method not in LOOK},
     "prunings": {"method": "bpnas", "epochs": 5, "settings": {"delta": 1e-4, "reopen_steps": 1, "test_every": 5}},
     "bf16": {"method": "drnas", "precision": "bf16", "recompute": True},
-    "nb201": {"method": "pcdarts", "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}},
+    "nb201": {
+        "method": "pcdarts",
+        "space": "nb201",
+        "source": "digits",
+        "sizes": {"channels": 4, "cells": 1},
+        "epochs": 1,
+        "closing_epochs": 0,
+        "batch_size": 12,
+    },
 }
 
 

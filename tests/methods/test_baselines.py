@@ -346,7 +346,7 @@ def test_ends_in_a_genotype_in_the_space_of_darts(method, tmp_path):
     assert int((engine.state.live & ~zeros).sum()) == 16
 
 
-@pytest.mark.parametrize("method", ["bpnas", "gdas"])
+@pytest.mark.parametrize("method", [pytest.param("bpnas", marks=pytest.mark.long), "gdas"])
 def test_keeps_one_operation_or_none_where_any_number_may_stay(method, tmp_path):
     settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}}.get(method)
     engine = make_engine(

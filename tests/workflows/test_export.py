@@ -76,7 +76,7 @@ def test_one_module_gives_what_the_formulas_say():
     del total
 
 
-@pytest.mark.parametrize("space", SIZES)
+@pytest.mark.parametrize("space", [s if s != "darts" else pytest.param(s, marks=pytest.mark.long) for s in SIZES])
 def test_source_and_program_of_every_kind_of_network(space, tmp_path):
     made, x = predictor(space, members=2 if space == "nb201" else 1), images()  # two are twice the work, once is enough
     for name in ("source", "program"):
