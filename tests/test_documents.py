@@ -3,7 +3,6 @@
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from bayesarch.nets import Supernet, architecture_cost
 from bayesarch.spaces import Architecture
 from bayesarch.workflows.config import settle
+from helpers import jobs_here
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -34,15 +34,16 @@ def test_the_two_commands_are_there():
 
 @pytest.mark.slow
 def test_readme_commands(tmp_path, monkeypatch, typed):
-    """Every bayesarch command of the README, in order, in an empty folder; one process, which starts those it wants."""
+    """Every bayesarch command of the README, in order, in an empty folder, and its Python; all in this process."""
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ bayesarch ")]
     assert len(commands) >= 6
-    for command in commands:
-        assert typed(*shlex.split(command)[2:]).out.strip(), f"{command} says nothing"
-    for code in blocks("python"):
-        done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    with jobs_here():
+        for command in commands:
+            assert typed(*shlex.split(command)[2:]).out.strip(), f"{command} says nothing"
+        for number, code in enumerate(blocks("python")):
+            (tmp_path / f"{number}.py").write_text(code)
+            runpy.run_path(f"{number}.py", run_name="__main__")
 
 
 @pytest.mark.slow

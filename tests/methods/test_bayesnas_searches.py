@@ -15,13 +15,13 @@ NOTHING = {"penalty_gates": 1e-12, "penalty_operations": 1e-12}
 
 def test_the_prior_does_the_work(tmp_path):
     """Some options go by the evidence under the prior, none where the prior is flat."""
-    sizes = {"space": "nb201", "source": "digits", "sizes": {"channels": 8, "cells": 1}, "limit": 900}
+    sizes = {"space": "nb201", "source": "digits", "sizes": {"channels": 8, "cells": 1}, "limit": 600}
     shares = {}
     for name, settings in {"prior": {}, "flat": NOTHING}.items():
         engine = make_engine(
             tmp_path / name,
             method="bayesnas",
-            epochs=30,
+            epochs=20,
             closing_epochs=0,
             settings={"rounds": 1, "penalty_share": 0.5, **settings},
             **sizes,

@@ -82,7 +82,7 @@ INLINE void add(double *sums, V y, const int w) {
 INLINE void add4(double *sums, const V *y, const int w) { add(sums, (y[0] + y[1]) + (y[2] + y[3]), w); }
 
 INLINE void gather_of(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
-                            int count, int c, const int w) {
+                      int count, int c, const int w) {
   for (int k = 0; k < n; k += 4) {
     const T *p[4] = {0};
     int64_t far[4] = {0};
@@ -92,11 +92,11 @@ INLINE void gather_of(V *y, int n, const T **x, const int64_t *step, const A *sc
       far[j] = step[k + j];
       by[j] = scale ? of(scale + (int64_t)(k + j) * channels + c, w) : (V){0} + 1;
     }
-#define TAKE(m)                                                                                         \
-  for (int i = 0; i < count; i++) {                                                                     \
-    V sum = y[i];                                                                                       \
+#define TAKE(m)                                                                                   \
+  for (int i = 0; i < count; i++) {                                                               \
+    V sum = y[i];                                                                                 \
     _Pragma("GCC unroll 4") for (int j = 0; j < m; j++) sum += by[j] * get(p[j] + i * far[j], w); \
-    y[i] = sum;                                                                                         \
+    y[i] = sum;                                                                                   \
   }
     if (n - k >= 4) TAKE(4)
     else if (n - k == 3) TAKE(3)
@@ -109,7 +109,7 @@ INLINE void gather_of(V *y, int n, const T **x, const int64_t *step, const A *sc
 /* y[i] += the sum over k of scale_k x_k, row i from `start` on, w channels from c on; scale null: of x_k. Four k at a
    time, whose pointers and scales stay in registers. */
 static void gather(V *y, int n, const T **x, const int64_t *step, const A *scale, int channels, int64_t start,
-                         int count, int c, int w) {
+                   int count, int c, int w) {
   switch (w) {
     case BLOCK: gather_of(y, n, x, step, scale, channels, start, count, c, BLOCK); break;
 #if BLOCK > 8
@@ -123,33 +123,33 @@ static void gather(V *y, int n, const T **x, const int64_t *step, const A *scale
 
 /* Do BODY(j) for the rows r from start to end, j counting to four and beginning again: sums of their own do not wait for
    one another. */
-#define ROWS(BODY, w)                                                               \
-  {                                                                                 \
-    int64_t r = start;                                                              \
-    for (; r + 4 <= end; r += 4) {                                                  \
-      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) { BODY(r + j, j, w) }        \
-    }                                                                               \
-    for (; r < end; r++) { BODY(r, 0, w) }                                             \
+#define ROWS(BODY, w)                                                           \
+  {                                                                             \
+    int64_t r = start;                                                          \
+    for (; r + 4 <= end; r += 4) {                                              \
+      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) { BODY(r + j, j, w) } \
+    }                                                                           \
+    for (; r < end; r++) { BODY(r, 0, w) }                                      \
   }
 
 /* Do WORK(c, w) for blocks of w channels that begin at channel c, w a constant: whole ones, then 8, 4, 2 and 1. */
-#define BLOCKS(WORK)                                          \
-  {                                                           \
-    int c = 0;                                                \
+#define BLOCKS(WORK)                                             \
+  {                                                              \
+    int c = 0;                                                   \
     for (; c + BLOCK <= channels; c += BLOCK) { WORK(c, BLOCK) } \
-    if (BLOCK > 8 && channels - c >= 8) { WORK(c, 8) c += 8; } \
-    if (channels - c >= 4) { WORK(c, 4) c += 4; }             \
-    if (channels - c >= 2) { WORK(c, 2) c += 2; }             \
-    if (channels - c >= 1) { WORK(c, 1) }                     \
+    if (BLOCK > 8 && channels - c >= 8) { WORK(c, 8) c += 8; }   \
+    if (channels - c >= 4) { WORK(c, 4) c += 4; }                \
+    if (channels - c >= 2) { WORK(c, 2) c += 2; }                \
+    if (channels - c >= 1) { WORK(c, 1) }                        \
   }
 
 /* Do BODY for each thread's rows, a chunk of them (start to end) at a time. */
-#define CHUNKS(BODY)                                                                     \
-  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")  \
-  for (int t = 0; t < threads; t++)                                                      \
-    for (int64_t start = rows * t / threads; start < rows * (t + 1) / threads; start += CHUNK) { \
+#define CHUNKS(BODY)                                                                                     \
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")                  \
+  for (int t = 0; t < threads; t++)                                                                      \
+    for (int64_t start = rows * t / threads; start < rows * (t + 1) / threads; start += CHUNK) {         \
       int64_t end = start + CHUNK < rows * (t + 1) / threads ? start + CHUNK : rows * (t + 1) / threads; \
-      BODY                                                                               \
+      BODY                                                                                               \
     }
 
 static V *blocks(int64_t count) { /* of zeros; beginning where a register may be loaded from */

@@ -15,23 +15,23 @@ void box(int64_t images, int height, int width, int channels, int back, int thre
         tall[n++] = back ? (A)1 / ((v > 0) + 1 + (v < height - 1)) : 1;
       }
       A size = back ? 1 : (A)1 / n;
-#define COLUMN(to, u, c, w)                                                                 \
-  V to = {0};                                                                               \
-  for (int m = 0; m < n; m++) to += tall[m] * get(near[m] + (u) * channels + c, w);   \
+#define COLUMN(to, u, c, w)                                                         \
+  V to = {0};                                                                       \
+  for (int m = 0; m < n; m++) to += tall[m] * get(near[m] + (u) * channels + c, w); \
   if (back) to *= (A)1 / (((u) > 0) + 1 + ((u) < width - 1));
-#define WORK(c, w)                                                                          \
-  V left = {0};                                                                             \
-  COLUMN(here, 0, c, w)                                                                     \
-  for (int u = 0; u < width; u++) {                                                         \
-    V right = {0};                                                                          \
-    if (u < width - 1) {                                                                    \
-      COLUMN(next, u + 1, c, w)                                                             \
-      right = next;                                                                         \
-    }                                                                                       \
-    A scale = back ? 1 : size / ((u > 0) + 1 + (u < width - 1));                            \
+#define WORK(c, w)                                                                           \
+  V left = {0};                                                                              \
+  COLUMN(here, 0, c, w)                                                                      \
+  for (int u = 0; u < width; u++) {                                                          \
+    V right = {0};                                                                           \
+    if (u < width - 1) {                                                                     \
+      COLUMN(next, u + 1, c, w)                                                              \
+      right = next;                                                                          \
+    }                                                                                        \
+    A scale = back ? 1 : size / ((u > 0) + 1 + (u < width - 1));                             \
     put(out + (i * height + y) * line + u * channels + c, scale * (left + here + right), w); \
-    left = here;                                                                            \
-    here = right;                                                                           \
+    left = here;                                                                             \
+    here = right;                                                                            \
   }
       BLOCKS(WORK)
 #undef WORK
@@ -61,13 +61,13 @@ void top(int64_t images, int height, int width, int channels, int stride, int th
   int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t b = 0; b < images; b++) {
-#define WORK(c, w)                                                                                                \
-  for (int y = 0; y < tall; y++)                                                                                  \
-    for (int u = 0; u < wide; u++) {                                                                              \
-      PLACES place;                                                                                               \
-      const T *image = x + b * height * width * channels + c;                                                     \
-      V found = largest(image, y * stride, u * stride, height, width, channels, w, &place);                 \
-      put(out + ((b * tall + y) * wide + u) * channels + c, found, w);                                      \
+#define WORK(c, w)                                                                          \
+  for (int y = 0; y < tall; y++)                                                            \
+    for (int u = 0; u < wide; u++) {                                                        \
+      PLACES place;                                                                         \
+      const T *image = x + b * height * width * channels + c;                               \
+      V found = largest(image, y * stride, u * stride, height, width, channels, w, &place); \
+      put(out + ((b * tall + y) * wide + u) * channels + c, found, w);                      \
     }
     BLOCKS(WORK)
 #undef WORK
@@ -76,22 +76,22 @@ void top(int64_t images, int height, int width, int channels, int stride, int th
 
 /* The gradient of that: g goes to where the largest value is, which is looked for again. */
 void top_back(int64_t images, int height, int width, int channels, int stride, int threads, const T *x, const T *g,
-                    T *dx) {
+              T *dx) {
   int tall = (height - 1) / stride + 1, wide = (width - 1) / stride + 1;
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t b = 0; b < images; b++) {
     V *room = blocks((int64_t)height * width);
-#define WORK(c, w)                                                                                                \
-  for (int64_t m = 0; m < height * width; m++) room[m] = (V){0};                                                  \
-  for (int y = 0; y < tall * stride; y += stride)                                                                 \
-    for (int u = 0; u < wide * stride; u += stride) {                                                             \
-      PLACES place;                                                                                               \
-      largest(x + b * height * width * channels + c, y, u, height, width, channels, w, &place);             \
-      V slope = get(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);                   \
-      for (int i = -(y > 0); i <= (y < height - 1); i++)                                                          \
-        for (int j = -(u > 0); j <= (u < width - 1); j++)                                                         \
-          room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);                     \
-    }                                                                                                             \
+#define WORK(c, w)                                                                              \
+  for (int64_t m = 0; m < height * width; m++) room[m] = (V){0};                                \
+  for (int y = 0; y < tall * stride; y += stride)                                               \
+    for (int u = 0; u < wide * stride; u += stride) {                                           \
+      PLACES place;                                                                             \
+      largest(x + b * height * width * channels + c, y, u, height, width, channels, w, &place); \
+      V slope = get(g + ((b * tall + y / stride) * wide + u / stride) * channels + c, w);       \
+      for (int i = -(y > 0); i <= (y < height - 1); i++)                                        \
+        for (int j = -(u > 0); j <= (u < width - 1); j++)                                       \
+          room[(y + i) * width + u + j] += (V)((PLACES)(place == 3 * i + j) & (PLACES)slope);   \
+    }                                                                                           \
   for (int64_t m = 0; m < height * width; m++) put(dx + (b * height * width + m) * channels + c, room[m], w);
     BLOCKS(WORK)
 #undef WORK

@@ -3,17 +3,17 @@
 /* Moments over rows: mean[c], and inv[c] = 1 / sqrt(variance + eps). Running moments go `momentum` of the way there, the
    variance by its unbiased estimate. Sums are of differences to the first row, so that little cancels. */
 void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,
-                   A *running_mean, A *running_var, double *mean, double *inv) {
+             A *running_mean, A *running_var, double *mean, double *inv) {
   size_t size = (size_t)2 * channels;
   double *sums = calloc(size * threads, sizeof(double));
-#define ROW_OF(r, j, w)                                         \
-  V d = get(x + (r) * step + c, w) - first;               \
-  s[j] += d;                                                    \
+#define ROW_OF(r, j, w)                     \
+  V d = get(x + (r) * step + c, w) - first; \
+  s[j] += d;                                \
   q[j] += d * d;
-#define WORK(c, w)                                              \
-  V first = get(x + c, w), s[4] = {{0}}, q[4] = {{0}};    \
-  ROWS(ROW_OF, w)                                               \
-  add4(sums + size * t + c, s, w);                        \
+#define WORK(c, w)                                     \
+  V first = get(x + c, w), s[4] = {{0}}, q[4] = {{0}}; \
+  ROWS(ROW_OF, w)                                      \
+  add4(sums + size * t + c, s, w);                     \
   add4(sums + size * t + channels + c, q, w);
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
@@ -32,7 +32,7 @@ void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, 
 
 /* out = sum over k of gate_k (x_k - mean_k) inv_k; where mean_k is null, of gate_k x_k. `a` is room for (n + 1) C. */
 void sum(int n, const T **x, const int64_t *step, const A **gate, const double **mean, const double **inv,
-               int64_t rows, int channels, int threads, A *a, T *out) {
+         int64_t rows, int channels, int threads, A *a, T *out) {
   A *b = a + (size_t)n * channels;
   for (int c = 0; c < channels; c++) {
     double shift = 0;
@@ -43,11 +43,11 @@ void sum(int n, const T **x, const int64_t *step, const A **gate, const double *
     }
     b[c] = shift;
   }
-#define WORK(c, w)                                                                        \
-  V y[CHUNK], shift = of(b + c, w);                                                 \
-  int count = end - start;                                                                \
-  for (int i = 0; i < count; i++) y[i] = shift;                                           \
-  gather(y, n, x, step, a, channels, start, count, c, w);                           \
+#define WORK(c, w)                                        \
+  V y[CHUNK], shift = of(b + c, w);                       \
+  int count = end - start;                                \
+  for (int i = 0; i < count; i++) y[i] = shift;           \
+  gather(y, n, x, step, a, channels, start, count, c, w); \
   for (int i = 0; i < count; i++) put(out + (start + i) * channels + c, y[i], w);
   CHUNKS(BLOCKS(WORK))
 #undef WORK
@@ -55,15 +55,15 @@ void sum(int n, const T **x, const int64_t *step, const A **gate, const double *
 
 /* dx = the sum of n gradients; the first `risen` of them count where x is positive or no number. */
 void fan(int n, int risen, const T **g, const int64_t *step, const T *x, int64_t x_step, int64_t rows, int channels,
-               int threads, T *dx) {
-#define WORK(c, w)                                                                                           \
-  V y[CHUNK];                                                                                                \
-  int count = end - start;                                                                                   \
-  for (int i = 0; i < count; i++) y[i] = (V){0};                                                             \
-  gather(y, risen, g, step, 0, channels, start, count, c, w);                                          \
-  if (risen)                                                                                                 \
-    for (int i = 0; i < count; i++) y[i] = where(get(x + (start + i) * x_step + c, w), y[i]);    \
-  gather(y, n - risen, g + risen, step + risen, 0, channels, start, count, c, w);                      \
+         int threads, T *dx) {
+#define WORK(c, w)                                                                            \
+  V y[CHUNK];                                                                                 \
+  int count = end - start;                                                                    \
+  for (int i = 0; i < count; i++) y[i] = (V){0};                                              \
+  gather(y, risen, g, step, 0, channels, start, count, c, w);                                 \
+  if (risen)                                                                                  \
+    for (int i = 0; i < count; i++) y[i] = where(get(x + (start + i) * x_step + c, w), y[i]); \
+  gather(y, n - risen, g + risen, step + risen, 0, channels, start, count, c, w);             \
   for (int i = 0; i < count; i++) put(dx + (start + i) * channels + c, y[i], w);
   CHUNKS(BLOCKS(WORK))
 #undef WORK
@@ -73,8 +73,8 @@ void fan(int n, int risen, const T **g, const int64_t *step, const T *x, int64_t
    begin[s + 1], whose gradients are g_k, through the gates of these columns. Wanted are the gradient of x (dx null: it is
    not) and those of gates (dgates null: they are not). `mean` null: x is not normalised. */
 void back(int slices, const int *begin, const T **g, const int64_t *g_step, const A *gates, const int *column,
-                const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
-                T *dx, A *dgates) {
+          const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
+          T *dx, A *dgates) {
   int n = begin[slices], width = slices * channels;
   A *a = calloc((size_t)n * channels + 2 * (size_t)width, sizeof(A)), *b = a + (size_t)n * channels, *d = b + width;
   for (int s = 0; s < slices; s++)
@@ -83,19 +83,19 @@ void back(int slices, const int *begin, const T **g, const int64_t *g_step, cons
   if (mean || dgates) { /* sums of g_k, and of g_k times what is gated */
     size_t size = (size_t)2 * n * channels;
     double *sums = calloc(size * threads, sizeof(double));
-#define ROW_OF(r, j, w)                                                                  \
-  V slope = get(from + (r) * far, w);                                              \
-  total[j] += slope;                                                                     \
+#define ROW_OF(r, j, w)               \
+  V slope = get(from + (r) * far, w); \
+  total[j] += slope;                  \
   product[j] += slope * (get(x + (r) * step + s * channels + c, w) - first);
-#define WORK(c, w)                                                                       \
-  V first = get(x + s * channels + c, w);                                          \
-  for (int k = begin[s]; k < begin[s + 1]; k++) {                                        \
-    const T *from = g[k] + c;                                                            \
-    int64_t far = g_step[k];                                                             \
-    V total[4] = {{0}}, product[4] = {{0}};                                              \
-    ROWS(ROW_OF, w)                                                                      \
-    add4(sums + size * t + (size_t)2 * k * channels + c, total, w);                \
-    add4(sums + size * t + (size_t)(2 * k + 1) * channels + c, product, w);        \
+#define WORK(c, w)                                                          \
+  V first = get(x + s * channels + c, w);                                   \
+  for (int k = begin[s]; k < begin[s + 1]; k++) {                           \
+    const T *from = g[k] + c;                                               \
+    int64_t far = g_step[k];                                                \
+    V total[4] = {{0}}, product[4] = {{0}};                                 \
+    ROWS(ROW_OF, w)                                                         \
+    add4(sums + size * t + (size_t)2 * k * channels + c, total, w);         \
+    add4(sums + size * t + (size_t)(2 * k + 1) * channels + c, product, w); \
   }
     CHUNKS(for (int s = 0; s < slices; s++) BLOCKS(WORK))
 #undef ROW_OF
@@ -120,13 +120,13 @@ void back(int slices, const int *begin, const T **g, const int64_t *g_step, cons
       }
     free(sums);
   }
-#define WORK(c, w)                                                                                         \
-  V y[CHUNK], bc = of(b + s * channels + c, w), dc = of(d + s * channels + c, w);              \
-  int count = end - start, k = begin[s];                                                                   \
-  for (int i = 0; i < count; i++) y[i] = dc;                                                               \
-  if (mean)                                                                                                \
-    for (int i = 0; i < count; i++) y[i] += bc * get(x + (start + i) * step + s * channels + c, w);  \
-  gather(y, begin[s + 1] - k, g + k, g_step + k, a + k * channels, channels, start, count, c, w);    \
+#define WORK(c, w)                                                                                  \
+  V y[CHUNK], bc = of(b + s * channels + c, w), dc = of(d + s * channels + c, w);                   \
+  int count = end - start, k = begin[s];                                                            \
+  for (int i = 0; i < count; i++) y[i] = dc;                                                        \
+  if (mean)                                                                                         \
+    for (int i = 0; i < count; i++) y[i] += bc * get(x + (start + i) * step + s * channels + c, w); \
+  gather(y, begin[s + 1] - k, g + k, g_step + k, a + k * channels, channels, start, count, c, w);   \
   for (int i = 0; i < count; i++) put(dx + (start + i) * width + s * channels + c, y[i], w);
   if (dx) { CHUNKS(for (int s = 0; s < slices; s++) BLOCKS(WORK)) }
 #undef WORK
@@ -135,17 +135,17 @@ void back(int slices, const int *begin, const T **g, const int64_t *g_step, cons
 
 /* out = the positive part of z = (x - mean) inv. `a` is room for 2 C. */
 void rise(const T *x, int64_t step, const double *mean, const double *inv, int64_t rows, int channels, int threads,
-                A *a, T *out) {
+          A *a, T *out) {
   A *b = a + channels;
   for (int c = 0; c < channels; c++) {
     a[c] = inv[c];
     b[c] = -mean[c] * inv[c];
   }
-#define WORK(c, w)                                                     \
-  V scale = of(a + c, w), shift = of(b + c, w);            \
-  for (int64_t r = start; r < end; r++) {                              \
-    V z = scale * get(x + r * step + c, w) + shift;              \
-    put(out + r * channels + c, where(z, z), w);           \
+#define WORK(c, w)                                  \
+  V scale = of(a + c, w), shift = of(b + c, w);     \
+  for (int64_t r = start; r < end; r++) {           \
+    V z = scale * get(x + r * step + c, w) + shift; \
+    put(out + r * channels + c, where(z, z), w);    \
   }
   CHUNKS(BLOCKS(WORK))
 #undef WORK
@@ -153,21 +153,21 @@ void rise(const T *x, int64_t step, const double *mean, const double *inv, int64
 
 /* The gradient of x, where g is that of the above, whose `a` this is. */
 void rise_back(const T *x, int64_t step, const T *g, int64_t g_step, const double *mean, const double *inv,
-                     int64_t rows, int channels, int threads, const A *a, T *dx) {
+               int64_t rows, int channels, int threads, const A *a, T *dx) {
   const A *b = a + channels;
   A *p = malloc((size_t)2 * channels * sizeof(A)), *q = p + channels;
   size_t size = (size_t)2 * channels;
   double *sums = calloc(size * threads, sizeof(double));
-#define ROW_OF(r, j, w)                                                                  \
-  V z = scale * get(x + (r) * step + c, w) + shift;                                \
-  V slope = where(z, get(g + (r) * g_step + c, w));                          \
-  total[j] += slope;                                                                     \
+#define ROW_OF(r, j, w)                             \
+  V z = scale * get(x + (r) * step + c, w) + shift; \
+  V slope = where(z, get(g + (r) * g_step + c, w)); \
+  total[j] += slope;                                \
   product[j] += slope * z;
-#define WORK(c, w)                                                                       \
-  V scale = of(a + c, w), shift = of(b + c, w);                              \
-  V total[4] = {{0}}, product[4] = {{0}};                                                \
-  ROWS(ROW_OF, w)                                                                        \
-  add4(sums + size * t + c, total, w);                                             \
+#define WORK(c, w)                              \
+  V scale = of(a + c, w), shift = of(b + c, w); \
+  V total[4] = {{0}}, product[4] = {{0}};       \
+  ROWS(ROW_OF, w)                               \
+  add4(sums + size * t + c, total, w);          \
   add4(sums + size * t + channels + c, product, w);
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
@@ -177,13 +177,13 @@ void rise_back(const T *x, int64_t step, const T *g, int64_t g_step, const doubl
     q[c] = -inv[c] * whole(sums, size, threads, c) / rows;
   }
   free(sums);
-#define WORK(c, w)                                                                          \
-  V scale = of(a + c, w), shift = of(b + c, w);                                 \
-  V along = of(p + c, w), all = of(q + c, w);                                   \
-  for (int64_t r = start; r < end; r++) {                                                   \
-    V z = scale * get(x + r * step + c, w) + shift;                                   \
-    V slope = where(z, get(g + r * g_step + c, w));                             \
-    put(dx + r * channels + c, scale * slope + along * z + all, w);                   \
+#define WORK(c, w)                                                  \
+  V scale = of(a + c, w), shift = of(b + c, w);                     \
+  V along = of(p + c, w), all = of(q + c, w);                       \
+  for (int64_t r = start; r < end; r++) {                           \
+    V z = scale * get(x + r * step + c, w) + shift;                 \
+    V slope = where(z, get(g + r * g_step + c, w));                 \
+    put(dx + r * channels + c, scale * slope + along * z + all, w); \
   }
   CHUNKS(BLOCKS(WORK))
 #undef WORK

@@ -1,13 +1,14 @@
 /* Dense 3 x 3 and 5 x 5 convolutions at stride 1 of images with their channels last, and their gradients, by Winograd's
    minimal filtering (winograd.py has the formulae). Part of rows.c.
 
-   An m x m tile of the output is R' [sum over c of (G k_c G') * (B' d_c B)] R for the 6 x 6 pixels d that it sees, where *
-   is element by element; m is 4 for kernels of 3 x 3 and 2 for those of 5 x 5. For each of the 36 places that is a product
-   of matrices, [tiles][in] by [in][out]. G k G' comes from outside, [36][blocks][in][block] of output channels. */
+   An m x m tile of the output is R' [sum over c of (G k_c G') * (B' d_c B)] R for the 6 x 6 pixels d that it sees,
+   where * is element by element; m is 4 for kernels of 3 x 3 and 2 for those of 5 x 5. For each of the 36 places that is
+   a product of matrices, [tiles][in] by [in][out]. G k G' comes from outside, [36][blocks][in][16], OUTS output channels
+   a block and zeros behind the last. */
 
 #define SIDE 6
 #define SQUARE (SIDE * SIDE)
-#define OUTS 16 /* output channels that are summed side by side, in one or two registers for each of */
+#define OUTS 16 /* output channels that are summed side by side, in one or two registers each */
 #if BLOCK > 8
 #define BESIDE 12 /* so many tiles or input channels */
 #else
@@ -114,16 +115,16 @@ static void take(const Grid *g, const Tile *tiles, int count, int side, int room
     const A *from[SIDE][SIDE], *image = x + tiles[t].image * g->height * g->width * channels;
     A *to = v + (int64_t)t * channels;
     pixels(g, image, tiles[t].y - reach, tiles[t].x - reach, SIDE, channels, outside, from);
-#define WORK(c, w)                                                                     \
-  V mid[SIDE][SIDE], d[SIDE], o[SIDE];                                              \
-  EACH(j, SIDE) {                                                                      \
-    EACH(i, SIDE) d[i] = get(from[i][j] + c, w);                                   \
-    seen(d, o);                                                                        \
-    EACH(i, SIDE) mid[i][j] = o[i];                                                    \
-  }                                                                                    \
-  EACH(i, SIDE) {                                                                      \
-    seen(mid[i], o);                                                                   \
-    EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w);                     \
+#define WORK(c, w)                                             \
+  V mid[SIDE][SIDE], d[SIDE], o[SIDE];                         \
+  EACH(j, SIDE) {                                              \
+    EACH(i, SIDE) d[i] = get(from[i][j] + c, w);               \
+    seen(d, o);                                                \
+    EACH(i, SIDE) mid[i][j] = o[i];                            \
+  }                                                            \
+  EACH(i, SIDE) {                                              \
+    seen(mid[i], o);                                           \
+    EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w); \
   }
     BLOCKS(WORK)
 #undef WORK
@@ -138,16 +139,16 @@ INLINE void take_slopes(const Grid *g, const Tile *tiles, int count, int room, i
     const A *from[SIDE][SIDE], *image = slope + tiles[t].image * g->height * g->width * channels;
     A *to = z + (int64_t)t * wide;
     pixels(g, image, tiles[t].y, tiles[t].x, m, channels, outside, from);
-#define WORK(c, w)                                                                     \
-  V mid[SIDE][4], d[4], o[SIDE];                                                    \
-  EACH(j, m) {                                                                         \
-    EACH(i, m) d[i] = get(from[i][j] + c, w);                                      \
-    spread(d, o, m);                                                                   \
-    EACH(i, SIDE) mid[i][j] = o[i];                                                    \
-  }                                                                                    \
-  EACH(i, SIDE) {                                                                      \
-    spread(mid[i], o, m);                                                              \
-    EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w);                     \
+#define WORK(c, w)                                             \
+  V mid[SIDE][4], d[4], o[SIDE];                               \
+  EACH(j, m) {                                                 \
+    EACH(i, m) d[i] = get(from[i][j] + c, w);                  \
+    spread(d, o, m);                                           \
+    EACH(i, SIDE) mid[i][j] = o[i];                            \
+  }                                                            \
+  EACH(i, SIDE) {                                              \
+    spread(mid[i], o, m);                                      \
+    EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w); \
   }
     BLOCKS(WORK)
 #undef WORK
@@ -161,18 +162,19 @@ INLINE void give(const Grid *g, const Tile *tiles, int count, int room, int chan
   for (int t = 0; t < count; t++) {
     A *image = out + tiles[t].image * g->height * g->width * channels;
     const A *from = v + (int64_t)t * wide;
-#define WORK(c, w)                                                                     \
-  V mid[4][SIDE], d[SIDE], o[4];                                                    \
-  EACH(j, SIDE) {                                                                      \
-    EACH(i, SIDE) d[i] = get(from + (i * SIDE + j) * far + c, BLOCK);              \
-    brought(d, o, m);                                                                  \
-    EACH(i, m) mid[i][j] = o[i];                                                       \
-  }                                                                                    \
-  EACH(i, m) {                                                                         \
-    brought(mid[i], o, m);                                                             \
-    int y = tiles[t].y + i * g->dilation, u = tiles[t].x;                              \
-    for (int j = 0; y < g->height && j < m && u < g->width; j++, u += g->dilation)     \
-      put(image + ((int64_t)y * g->width + u) * channels + c, o[j], w);            \
+#define WORK(c, w)                                                                          \
+  V mid[4][SIDE], d[SIDE], o[4];                                                            \
+  EACH(j, SIDE) {                                                                           \
+    EACH(i, SIDE) d[i] = get(from + (i * SIDE + j) * far + c, BLOCK);                       \
+    brought(d, o, m);                                                                       \
+    EACH(i, m) mid[i][j] = o[i];                                                            \
+  }                                                                                         \
+  EACH(i, m) {                                                                              \
+    brought(mid[i], o, m);                                                                  \
+    int y = tiles[t].y + i * g->dilation, u = tiles[t].x;                                   \
+    if (y < g->height)                                                                      \
+      EACH(j, m) if (u + j * g->dilation < g->width)                                        \
+        put(image + ((int64_t)y * g->width + u + j * g->dilation) * channels + c, o[j], w); \
   }
     BLOCKS(WORK)
 #undef WORK
@@ -219,9 +221,9 @@ static A *values(size_t count) { /* beginning where a register may be loaded fro
   return aligned_alloc(64, (count * sizeof(A) + 63) / 64 * 64);
 }
 
-/* y = the convolution of x, `in` channels, with the kernels of `side` that u is made of; padded by zeros to the same size. */
+/* y = the convolution of x, `in` channels, with the kernels of `side` that u is made of; it has the size of x. */
 void winograd(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads, const A *x,
-           const A *u, A *y) {
+              const A *u, A *y) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
   int wide = (out + OUTS - 1) / OUTS * OUTS, room = room_of(in, wide);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
@@ -252,9 +254,9 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
   }
 }
 
-/* du[threads][36][blocks][in][block], zeros before: what each thread adds to the gradient of u, `slope` that of y. */
+/* du[threads][36][blocks][in][16], zeros before: what each thread adds to the gradient of u, `slope` that of y. */
 void winograd_kernel(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads,
-                  const A *x, const A *slope, A *du) {
+                     const A *x, const A *slope, A *du) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
   int wide = (out + OUTS - 1) / OUTS * OUTS, room = room_of(in, wide);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
