@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from bayesarch.errors import DeviceError
-from bayesarch.nets.kernels import Norm, box_mean, build, fan, library, norm_relu, winograd
+from bayesarch.nets.kernels import Norm, box_mean, build, fan, filtered_conv, library, norm_relu
 from bayesarch.nets.operations import OPERATIONS
 from helpers import needs_cc
 
@@ -123,7 +123,7 @@ def test_registers_of_either_width_and_compilers_that_cannot_shuffle_them_comput
     torch.testing.assert_close(slope, x.relu())
     if dtype != torch.bfloat16:
         weight = torch.randn(18, 31, 3, 3, generator=generator).to(dtype).requires_grad_()
-        for way in (winograd, partial(F.conv2d, padding=1)):
+        for way in (filtered_conv, partial(F.conv2d, padding=1)):
             outs.append([way(x, weight), *torch.autograd.grad(way(x, weight).square().sum(), (x, weight))])
         for a, b in zip(*outs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)

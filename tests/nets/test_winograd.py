@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets import Supernet, dense
 from bayesarch.nets.dense import fused_dense, is_dense
-from bayesarch.nets.kernels import pays, winograd
+from bayesarch.nets.kernels import filtered_conv, pays, winograd
 from bayesarch.nets.kernels.winograd import POINTS, _powers
 from bayesarch.spaces import SPACES
 from helpers import images, needs_cc, on_threads
@@ -18,7 +18,7 @@ pytestmark = needs_cc
 def both(x, weight, dilation, slope=None):
     """Return what our convolution and torch's give, and all gradients."""
     padding, found = dilation * (weight.shape[2] // 2), []
-    for way in (lambda: winograd(x, weight, dilation), lambda: F.conv2d(x, weight, None, 1, padding, dilation)):
+    for way in (lambda: filtered_conv(x, weight, dilation), lambda: F.conv2d(x, weight, None, 1, padding, dilation)):
         out = way()
         slope = images(*out.shape, seed=2, dtype=out.dtype) if slope is None else slope
         found.append([out, *torch.autograd.grad(out, (x, weight), slope)])
@@ -58,7 +58,7 @@ def test_features_and_gradients_may_lie_otherwise():
     for slope in (images(2, 8, 6, 6, seed=2).contiguous(), torch.full((1, 1, 1, 1), 0.5).double().expand(2, 8, 6, 6)):
         for mine, theirs in zip(*both(x, weight, 1, slope), strict=True):
             torch.testing.assert_close(mine, theirs)
-    assert winograd(x, weight).is_contiguous(memory_format=torch.channels_last)
+    assert filtered_conv(x, weight).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_equal_runs_are_equal():
@@ -70,8 +70,8 @@ def test_equal_runs_are_equal():
 
 
 def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
-    asked, own = [], dense.winograd.__globals__["kernel"]
-    monkeypatch.setitem(dense.winograd.__globals__, "kernel", lambda *words: asked.append(words[0]) or own(*words))
+    asked, own = [], winograd.kernel
+    monkeypatch.setattr(winograd, "kernel", lambda *words: asked.append(words[0]) or own(*words))
     for x_wanted, weight_wanted, expected in (
         (True, True, ["winograd", "winograd", "winograd_kernel"]),
         (True, False, ["winograd", "winograd"]),
@@ -79,13 +79,13 @@ def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
     ):
         asked.clear()
         x, weight = images(1, 2, 4, 4), images(2, 2, 3, 3)
-        winograd(x.requires_grad_(x_wanted), weight.requires_grad_(weight_wanted)).sum().backward()
+        filtered_conv(x.requires_grad_(x_wanted), weight.requires_grad_(weight_wanted)).sum().backward()
         assert asked == expected
 
 
 def test_a_second_derivative_is_refused():
     x, weight = images(1, 2, 4, 4).requires_grad_(), images(2, 2, 3, 3)
-    (slope,) = torch.autograd.grad(winograd(x, weight).square().sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(filtered_conv(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -134,7 +134,7 @@ def test_it_pays_on_cpus_in_types_that_there_are_kernels_for():
 
 
 def test_what_does_not_pay_is_the_librarys(monkeypatch):
-    monkeypatch.setattr(dense, "winograd", None)  # to call it would fail
+    monkeypatch.setattr(dense, "filtered_conv", None)  # to call it would fail
     x = torch.rand(2, 16, 8, 8)
     for sides, dilation in (((1, 1), 1), ((3, 1), 1), ((1, 3), 2), ((7, 7), 1)):
         weight, padding = torch.rand(17, 16, *sides), [dilation * (side // 2) for side in sides]
@@ -177,9 +177,9 @@ def test_fused_supernets_take_it_for_dense_options(space, sizes, kinds, monkeypa
 
     def watched(x, weight, dilation):
         seen.add((weight.shape[2], dilation))
-        return winograd(x, weight, dilation)
+        return filtered_conv(x, weight, dilation)
 
-    monkeypatch.setattr(dense, "winograd", watched)
+    monkeypatch.setattr(dense, "filtered_conv", watched)
     net = Supernet(SPACES[space], input_shape=(3, 16, 16), classes=4, sizes=sizes, generator=generator)
     x, gates = torch.rand(4, 3, 16, 16), torch.rand(1, 1, net.space.n_options)
     net(x, gates)

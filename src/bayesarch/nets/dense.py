@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.kernels import pays, winograd
+from bayesarch.nets.kernels import filtered_conv, pays
 
 __all__ = ["fused_dense", "is_dense"]
 
@@ -30,6 +30,6 @@ def fused_dense(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     Under autocast, and where filtering does not pay, it is the library's.
     """
     if weight.shape[2] == weight.shape[3] and not torch.is_autocast_enabled("cpu") and pays(x, weight, dilation):
-        return winograd(x, weight, dilation)
+        return filtered_conv(x, weight, dilation)
     padding = [dilation * (side - 1) // 2 for side in weight.shape[2:]]
     return F.conv2d(x, weight, padding=padding, dilation=dilation)

@@ -11,7 +11,7 @@ from bayesarch.nets.kernels.rows import (
     parts_of,
     sum_of,
 )
-from bayesarch.nets.kernels.winograd import pays, winograd
+from bayesarch.nets.kernels.winograd import filtered_conv, pays
 
 __all__ = [
     "SIDES",
@@ -20,6 +20,7 @@ __all__ = [
     "box_mean",
     "depthwise_gradients",
     "fan",
+    "filtered_conv",
     "fits",
     "library",
     "norm_relu",
@@ -27,5 +28,4 @@ __all__ = [
     "pays",
     "sum_of",
     "window_max",
-    "winograd",
 ]

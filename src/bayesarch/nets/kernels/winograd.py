@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from bayesarch.nets.kernels.arguments import pointer, threads
 from bayesarch.nets.kernels.build import kernel
 
-__all__ = ["pays", "winograd"]
+__all__ = ["filtered_conv", "pays"]
 
 POINTS = (0, 1, -1, 2, -2)
 """Where polynomials are multiplied; infinity is one more."""
@@ -41,7 +41,7 @@ SHARE = 0.4
 
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
-    """Return whether `winograd` takes less than a plain convolution; on a CPU, in fp32 and float64.
+    """Return whether `filtered_conv` takes less than a plain convolution; on a CPU, in fp32 and float64.
 
     Args:
         x: shape (B, C, H, W).
@@ -61,7 +61,7 @@ def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
     return PLACES * tiles <= SHARE * side**2 * pixels
 
 
-def winograd(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+def filtered_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Return the convolution of x with kernels, padded by zeros so that it has the size of x.
 
     Args:
@@ -98,9 +98,8 @@ class _Winograd(torch.autograd.Function):
 
 def _convolved(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     given = _powers(weight.shape[2], weight.dtype) @ _in_blocks(weight)
-    out = torch.empty(
-        x.shape[0], weight.shape[0], *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last
-    )  # fmt: skip
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
+    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
     sizes = (*_sizes(x), *weight.shape[1::-1], weight.shape[2], dilation, threads(x.numel()))
     kernel("winograd", x.dtype)(*sizes, pointer(x), pointer(given), pointer(out))
     return out
@@ -114,9 +113,8 @@ def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, dilation: int) -> Tens
     kernel("winograd_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), pointer(found))
     whole = found[0] if parts == 1 else found.sum(0)
     of = (_powers(side, x.dtype).T @ whole).view(side, side, blocks, ins, OUTS).transpose(2, 3)
-    return of.reshape(side, side, ins, blocks * OUTS)[..., :outs].permute(3, 2, 0, 1).contiguous(
-        memory_format=torch.channels_last
-    )  # fmt: skip
+    of = of.reshape(side, side, ins, blocks * OUTS)[..., :outs].permute(3, 2, 0, 1)
+    return of.contiguous(memory_format=torch.channels_last)
 
 
 def _in_blocks(weight: Tensor) -> Tensor:
