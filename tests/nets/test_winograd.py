@@ -156,8 +156,8 @@ def test_dense_convolutions_are_known():
         nn.Conv2d(4, 4, 3, groups=4, **words),
         nn.Conv2d(4, 6, 3, **{**words, "bias": True}),
         nn.Conv2d(4, 6, 3, **{**words, "padding": 1}),
-        nn.Conv2d(4, 6, 2, padding=1, bias=False),
-        nn.Conv2d(4, 6, 3, padding=(1, 2), dilation=(1, 2), bias=False),
+        nn.Conv2d(4, 6, 2, bias=False),
+        nn.Conv2d(4, 6, 3, padding=1, dilation=(1, 2), bias=False),
         nn.Conv2d(4, 6, 3, padding_mode="circular", **words),
     ):
         assert not is_dense(other)

@@ -58,7 +58,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         )
     here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
     made_of = [path.read_bytes() for path in sorted(here.glob("*.[ch]"))]
-    made_of += [version.stdout, _processor(), f"{FLAGS} {TYPES[dtype]}".encode(), torch.__version__.encode()]
+    made_of += [version.stdout, _processor(), FLAGS.encode(), torch.__version__.encode()]
     name = f"rows-{TYPES[dtype]}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     path = _cache() / name
     if not path.exists():
