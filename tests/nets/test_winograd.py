@@ -42,15 +42,16 @@ def test_outputs_and_gradients_are_those_of_torch(shape, outs, side, dilation, t
 
 
 @pytest.mark.parametrize("side", [3, 5])
-def test_in_single_precision_about_a_digit_is_lost(side):
-    """Against sums in float64; the library's own error is about a tenth of what is allowed."""
+def test_in_single_precision_a_digit_is_lost_at_most(side):
+    """Against float64, beside the library's own error."""
     x = images(16, 64, 8, 8, dtype=torch.float32).requires_grad_()
     weight = images(48, 64, side, side, dtype=torch.float32, seed=1).requires_grad_()
-    mine, _ = both(x, weight, 1)
+    mine, library = both(x, weight, 1)
     exact = both(x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), 1)[1]
-    for a, b in zip((t.detach() for t in mine), (t.detach() for t in exact), strict=True):
-        assert float((a - b).abs().max() / b.abs().max()) < 2e-5
-        assert float((a - b).norm() / b.norm()) < 4e-6
+    for of in zip(mine, library, exact, strict=True):
+        a, b, right = (tensor.detach().double() for tensor in of)
+        assert float((a - right).abs().max() / right.abs().max()) < 2e-5
+        assert float((a - right).norm()) < 10 * float((b - right).norm())
 
 
 def test_features_and_gradients_may_lie_otherwise():
