@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["BLOCK", "in_rows", "ints", "longs", "pointer", "pointers", "step", "threads", "working"]
 
 BLOCK = 16
-"""Values that the kernels take together."""
+"""Values that are whole blocks of the kernels on any machine."""
 SMALL = 2**15
 """Values that one thread deals with, as in torch."""
 
