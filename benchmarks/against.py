@@ -125,12 +125,7 @@ def main() -> None:
         subprocess.run(["git", "worktree", "add", "--detach", str(before), told.commit], cwd=ROOT, check=True)
         try:
             rows = {name: partial(row, given, before, told.commit, told.rounds) for name, given in nets.items()}
-            measure(
-                rows,
-                told.row or list(nets),
-                told.out,
-                f"python benchmarks/against.py {told.commit}{' --fused' * told.fused} --rounds {told.rounds}",
-            )
+            measure(rows, told.row or list(nets), told.out)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
 

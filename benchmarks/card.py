@@ -169,7 +169,7 @@ def main() -> None:
     }
     rows["limits"] = partial(limits_row, nets["nb201"], card, short=arguments.short)
     rows["search"] = partial(search_row, card, short=arguments.short)
-    measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/card.py", arguments.device)
+    measure(rows, arguments.row or list(rows), arguments.out, arguments.device)
 
 
 if __name__ == "__main__":

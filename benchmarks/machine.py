@@ -347,7 +347,7 @@ def main() -> None:
         "depthwise": lambda: depthwise_row(arguments.short),
         "cuts": lambda: cuts_row(arguments.short),
     }
-    measure(rows, arguments.row or list(rows), arguments.out, "python benchmarks/machine.py")
+    measure(rows, arguments.row or list(rows), arguments.out)
 
 
 if __name__ == "__main__":

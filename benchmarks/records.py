@@ -1,6 +1,8 @@
 """Records of what was measured: a row at a time, with machine, versions and commit."""
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ __all__ = ["measure"]
 
 
 def measure(
-    rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, command: str, device: str = "cpu"
+    rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, device: str = "cpu"
 ) -> None:
     """Measure the rows wanted, and write the record after each; rows that are there and not wanted stay."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     import torch
 
     from bayesarch.workflows.environment import environment

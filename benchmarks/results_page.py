@@ -183,8 +183,8 @@ def page() -> str:
     parts += stacking_part(records("stacking").get(""), table, machine)
     speeds = records("speed")
     parts += speed_part(speeds.pop("", None), table, machine)
-    for record in speeds.values():
-        parts += elsewhere_part(record, table, machine)
+    for name, record in speeds.items():
+        parts += elsewhere_part(name.removeprefix("_"), record, table, machine)
     parts += machine_part(records("machine").get(""), table, machine)
     parts += compress_part(records("compress_"), table, machine)
     parts += pruning_part(records("pruning_cifar10").get("-jpeg"), table, machine)

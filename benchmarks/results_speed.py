@@ -236,12 +236,11 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
     ]
 
 
-def elsewhere_part(record: dict, table: Table, machine: Machine) -> list[str]:
+def elsewhere_part(name: str, record: dict, table: Table, machine: Machine) -> list[str]:
     """Return the page's part on steps of a later day and another machine, under a record of its own."""
     rows = record["rows"]
     parts = [
-        f"## Speed of a search step, on another machine: {record['environment']['processor']}, {record['about']}\n\nOf a "
-        "later day. Not to be compared line by line with what is above: code and machine have both changed.\n"
+        f"## Speed of a search step, on another machine: {name}\n\nOf a later day. Not to be compared line by line with what is above: code and machine have both changed.\n"
     ]
     if "nb201" in rows:
         parts.append(_networks(rows, table) + "\n")

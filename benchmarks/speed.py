@@ -128,9 +128,8 @@ def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"of": found}
 
 
-def multiplies_bf16() -> bool:
-    """Return whether the processor does; others take many times as long by doing as if."""
-    known = Path("/proc/cpuinfo")
+def multiplies_bf16(known: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor does, by what the system knows of it; others take long by doing as if."""
     return known.exists() and bool({"avx512_bf16", "amx_bf16"} & set(known.read_text().split()))
 
 
@@ -382,7 +381,7 @@ def main() -> None:
         "growth": lambda: growth_row(arguments.short),
     }
     wanted = [name for name in rows if name != "ways" or not arguments.short]  # compiling takes minutes at any size
-    measure(rows, arguments.row or wanted, arguments.out, "python benchmarks/speed.py")
+    measure(rows, arguments.row or wanted, arguments.out)
 
 
 if __name__ == "__main__":

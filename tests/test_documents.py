@@ -1,8 +1,8 @@
 """What the documents promise is run: README commands, examples, recipes, links."""
 
 import re
-import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,26 +34,26 @@ def test_the_two_commands_are_there():
 
 @pytest.mark.slow
 def test_readme_commands(tmp_path, monkeypatch, typed):
-    """Every bayesarch command of the README, in order, in an empty folder, and its Python; all in this process."""
+    """Every bayesarch command of the README, in order, in an empty folder and this process; its Python in its own."""
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ bayesarch ")]
     assert len(commands) >= 6
     with jobs_here():
         for command in commands:
             assert typed(*shlex.split(command)[2:]).out.strip(), f"{command} says nothing"
-        for number, code in enumerate(blocks("python")):
-            (tmp_path / f"{number}.py").write_text(code)
-            runpy.run_path(f"{number}.py", run_name="__main__")
+    for code in blocks("python"):
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples(example, monkeypatch, capsys):
-    """Each as a program, warnings as errors; in this process, which has imported what takes long."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [str(example)])
-    runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out.strip()
+def test_examples(example):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """A step now against the same step at another commit: each process runs the code of its own folder."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def test_both_are_fused_or_neither(tmp_path):
     for step in steppers:
         step.close()
     assert 2.0 < seconds[1] / seconds[0] < 4.0
+
+
+@pytest.mark.parametrize("words", [[], ["--fused"]])
+def test_the_record_names_the_command_and_all_rows_are_told(words, tmp_path, monkeypatch):
+    told, out = [], tmp_path / "against.json"
+    monkeypatch.setattr(against.subprocess, "run", lambda *given, **how: None)
+    monkeypatch.setattr(against, "row", lambda given, *others: told.append(given) or {"ratio": 1.0})
+    monkeypatch.setattr("sys.argv", ["benchmarks/against.py", "HEAD", "--short", *words, "--out", str(out)])
+    monkeypatch.setattr("bayesarch.workflows.environment.environment", lambda device: {"commit": "this"})
+    against.main()
+    assert [given["fused"] for given in told] == [bool(words)] * len(against.SHORT)
+    assert [given["space"] for given in told] == [given["space"] for given in against.SHORT.values()]
+    record = json.loads(out.read_text())
+    assert record["command"] == " ".join(["python benchmarks/against.py HEAD --short", *words, "--out", str(out)])
 
 
 def test_a_process_that_fails_is_not_waited_for(tmp_path, monkeypatch):

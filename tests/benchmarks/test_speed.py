@@ -22,7 +22,7 @@ import speed
 import steps
 import waiting
 from published import PublishedImages, PublishedNet, published_step
-from results_speed import speed_part
+from results_speed import elsewhere_part, speed_part
 from roofline import roofline
 
 NETS = {
@@ -110,6 +110,16 @@ def str_table(head, body):
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, *body])
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("amx_bf16", True), ("avx512f bf16", False)]
+)
+def test_a_processor_says_whether_it_multiplies_bf16(flags, expected, tmp_path):
+    known = tmp_path / "cpuinfo"
+    assert not speed.multiplies_bf16(known)
+    known.write_text(f"processor : 0\nflags : {flags}\n")
+    assert speed.multiplies_bf16(known) == expected
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_short_form_measures_rows(bf16, tmp_path, monkeypatch):
     out = tmp_path / "speed.json"
@@ -131,6 +141,18 @@ def test_the_short_form_measures_rows(bf16, tmp_path, monkeypatch):
     assert all(row["seconds"] > 0 for row in rows["nb201"]["steps"].values())
     assert rows["nb201"]["peak_mib"] == {"ours": 1.0, "published": 2.0}
     assert rows["augmentation"]["steps"]["ours"]["images_per_second"] > 0
+
+
+def test_steps_on_another_machine_have_the_rows_that_are_there():
+    steps = {way: {"ratio": 2.0, "lowest": 1.5, "highest": 2.5} for way in ("ours", "fused")}
+    cell = {"steps": steps, "peak_mib": {"published": 4.0, "ours": 2.0, "fused": 1.0}}
+    record = {"rows": {"fused": {"of": {"nb201": cell}}}}
+    page = "\n".join(elsewhere_part("small", record, str_table, lambda record: "here"))
+    assert "on another machine: small" in page
+    assert "| space | ours | fused | peak memory: ours | fused |" in page
+    assert "| nb201 | 2.00 (1.50 to 2.50) | 2.00 (1.50 to 2.50) | 0.50 | 0.25 |" in page
+    assert "A first-order step" not in page
+    assert "limits" not in page
 
 
 def test_published_images_are_ours_where_nothing_is_drawn():

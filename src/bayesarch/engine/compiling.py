@@ -30,8 +30,9 @@ def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -
             raise ConfigError("engine.fused takes the moments of its own examples, and several processes share theirs")
         if device.type != "cpu":
             raise DeviceError(f"engine.fused is for the CPU, and the device is {device}; leave it off")
-        for dtype in {torch.float32, torch.bfloat16 if config.precision == "bf16" else torch.float32}:
-            library(dtype)
+        library(torch.float32)
+        if config.precision == "bf16":
+            library(torch.bfloat16)
     if config.graphs:
         check_graphs(device, processes)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesarch.nets.depthwise import keeps_size
 from bayesarch.nets.kernels import filtered_conv, pays
 
 __all__ = ["fused_dense", "is_dense"]
@@ -13,15 +14,7 @@ __all__ = ["fused_dense", "is_dense"]
 
 def is_dense(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Return whether a module connects all channels, without bias, and would keep the size of its input at stride 1."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.groups == 1
-        and module.bias is None
-        and module.padding_mode == "zeros"
-        and module.dilation[0] == module.dilation[1]
-        and module.padding == tuple(module.dilation[0] * (side - 1) // 2 for side in module.kernel_size)
-        and all(side % 2 == 1 for side in module.kernel_size)
-    )
+    return keeps_size(module) and module.groups == 1
 
 
 def fused_dense(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:

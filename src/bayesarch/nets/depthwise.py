@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets.kernels import SIDES, depthwise_gradients
 
-__all__ = ["depthwise", "fused_depthwise", "is_depthwise"]
+__all__ = ["depthwise", "fused_depthwise", "is_depthwise", "keeps_size"]
 
 SMALLEST = 3
 """Side of kernels whose gradients the library computes well, where they are not dilated."""
@@ -28,12 +28,19 @@ def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeG
         strides: which are allowed, the same along both axes.
     """
     return (
-        isinstance(module, nn.Conv2d)
+        keeps_size(module)
         and module.groups == module.in_channels == module.out_channels > 1
-        and module.bias is None
-        and module.padding_mode == "zeros"
         and module.stride[0] == module.stride[1]
         and module.stride[0] in strides
+    )
+
+
+def keeps_size(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module is a convolution without bias whose output has, at stride 1, the size of its input."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.bias is None
+        and module.padding_mode == "zeros"
         and module.dilation[0] == module.dilation[1]
         and module.padding == tuple(module.dilation[0] * (side - 1) // 2 for side in module.kernel_size)
         and all(side % 2 == 1 for side in module.kernel_size)

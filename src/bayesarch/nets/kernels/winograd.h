@@ -60,6 +60,11 @@ INLINE void spread(const V *g, V *z, const int m) {
   z[5] = g[m - 1];
 }
 
+INLINE void at_points(const V *d, V *o, const int n) {
+  if (n == SIDE) seen(d, o);
+  else spread(d, o, n);
+}
+
 typedef struct {
   int height, width, dilation, m, tall, wide; /* tiles along each axis of what one pixel sees at the dilation */
   int64_t tiles;
@@ -106,48 +111,23 @@ INLINE void pixels(const Grid *g, const A *image, int y, int x, int n, int chann
   }
 }
 
-/* v[36][room][channels] = B' d B of tiles, whose outputs have kernels of `side` around them. */
-static void take(const Grid *g, const Tile *tiles, int count, int side, int room, int channels, const A *outside,
-                 const A *x, A *v) {
-  int64_t far = (int64_t)room * channels;
-  int reach = g->dilation * (side / 2);
-  for (int t = 0; t < count; t++) {
+/* Put what n x n pixels of tiles become at the points into to[36][room][wide]: B' d B of the pixels d that a tile sees
+   (n = 6), whose first lies `reach` before its first output, or R g R' of the gradient g of its outputs. */
+INLINE void take(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
+                 const A *outside, const A *x, A *to, const int n) {
+  int64_t far = (int64_t)room * wide;
+  for (int t = 0; t < count; t++, to += wide) {
     const A *from[SIDE][SIDE], *image = x + tiles[t].image * g->height * g->width * channels;
-    A *to = v + (int64_t)t * channels;
-    pixels(g, image, tiles[t].y - reach, tiles[t].x - reach, SIDE, channels, outside, from);
+    pixels(g, image, tiles[t].y - reach, tiles[t].x - reach, n, channels, outside, from);
 #define WORK(c, w)                                             \
   V mid[SIDE][SIDE], d[SIDE], o[SIDE];                         \
-  EACH(j, SIDE) {                                              \
-    EACH(i, SIDE) d[i] = get(from[i][j] + c, w);               \
-    seen(d, o);                                                \
+  EACH(j, n) {                                                 \
+    EACH(i, n) d[i] = get(from[i][j] + c, w);                  \
+    at_points(d, o, n);                                        \
     EACH(i, SIDE) mid[i][j] = o[i];                            \
   }                                                            \
   EACH(i, SIDE) {                                              \
-    seen(mid[i], o);                                           \
-    EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w); \
-  }
-    BLOCKS(WORK)
-#undef WORK
-  }
-}
-
-/* z[36][room][wide] = R g R' of tiles of the gradient of outputs. */
-INLINE void take_slopes(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide,
-                        const A *outside, const A *slope, A *z, const int m) {
-  int64_t far = (int64_t)room * wide;
-  for (int t = 0; t < count; t++) {
-    const A *from[SIDE][SIDE], *image = slope + tiles[t].image * g->height * g->width * channels;
-    A *to = z + (int64_t)t * wide;
-    pixels(g, image, tiles[t].y, tiles[t].x, m, channels, outside, from);
-#define WORK(c, w)                                             \
-  V mid[SIDE][4], d[4], o[SIDE];                               \
-  EACH(j, m) {                                                 \
-    EACH(i, m) d[i] = get(from[i][j] + c, w);                  \
-    spread(d, o, m);                                           \
-    EACH(i, SIDE) mid[i][j] = o[i];                            \
-  }                                                            \
-  EACH(i, SIDE) {                                              \
-    spread(mid[i], o, m);                                      \
+    at_points(mid[i], o, n);                                   \
     EACH(j, SIDE) put(to + (i * SIDE + j) * far + c, o[j], w); \
   }
     BLOCKS(WORK)
@@ -234,7 +214,7 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, side, room, in, outside, x, v);
+      take(&g, tiles, count, dilation * (side / 2), room, in, in, outside, x, v, SIDE);
       for (int p = 0; p < SQUARE; p++)
         for (int o = 0; o < wide; o += OUTS) {
           const A *of = v + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
@@ -268,9 +248,9 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, side, room, in, outside, x, v);
-      if (side == 3) take_slopes(&g, tiles, count, room, out, wide, outside, slope, z, 4);
-      else take_slopes(&g, tiles, count, room, out, wide, outside, slope, z, 2);
+      take(&g, tiles, count, dilation * (side / 2), room, in, in, outside, x, v, SIDE);
+      if (side == 3) take(&g, tiles, count, 0, room, out, wide, outside, slope, z, 4);
+      else take(&g, tiles, count, 0, room, out, wide, outside, slope, z, 2);
       for (int p = 0; p < SQUARE; p++)
         for (int o = 0; o < wide; o += OUTS) {
           const A *of = v + (int64_t)p * room * in, *by = z + (int64_t)p * room * wide + o;

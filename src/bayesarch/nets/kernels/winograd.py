@@ -6,8 +6,8 @@ multiplied at n points (here 0, 1, -1, 2, -2 and infinity, so n = 6), it is
     y = R' [ (G w G') * (B' d B) ] R,
 
 * element by element, where row p of G holds the powers of point p (over the product of its distances to the others),
-and R' and B' are small whole numbers: 36 products for 16 outputs of a 3 x 3 kernel in place of 144, and for 4 of a 5
-x 5 one in place of 100. Gradients are the same, turned round: that of d is a convolution of the outputs' with the
+and R' and B' are small whole numbers: 36 products for 16 outputs of a 3 x 3 kernel in place of 144, and for 4 of a
+5 x 5 one in place of 100. Gradients are the same, turned round: that of d is a convolution of the outputs' with the
 kernels turned round, and that of w is G' [ (R g R') * (B' d B) ] G summed over tiles. In float, results lose up to a
 digit against sums taken one product after another.
 
@@ -32,10 +32,11 @@ __all__ = ["filtered_conv", "pays"]
 POINTS = (0, 1, -1, 2, -2)
 """Where polynomials are multiplied; infinity is one more."""
 PLACES = (len(POINTS) + 1) ** 2
+"""Products of a tile, of each pair of channels."""
 OUTS = 16
 """Output channels that a kernel sums side by side."""
 FEWEST = 16
-"""Channels below which what goes through the points costs as much as products do."""
+"""Channels from which it is taken: below, what goes through the points is most of the work."""
 SHARE = 0.4
 """Of the products of a plain convolution, at most: where tiles reach far over the edges of images, more are left."""
 
