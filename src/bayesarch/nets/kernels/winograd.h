@@ -176,10 +176,11 @@ INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n
   EACH(t, n) EACH(l, PER) put(to + (int64_t)t * wide + l * BLOCK, sum[t][l], BLOCK);
 }
 
-/* to[c][block] += sum over tiles t of v[t][c] z[t][block], for n channels. */
+/* to[c][block] += sum over tiles t of v[t][c] z[t][block], for n channels. These tiles are summed by themselves: one
+   after another onto the sum of all before them, each would lose what the large sum has no digits for. */
 INLINE void outer(const A *v, const A *z, A *to, int count, int in, int wide, const int n) {
   V sum[BESIDE][PER];
-  EACH(c, n) EACH(l, PER) sum[c][l] = get(to + c * OUTS + l * BLOCK, BLOCK);
+  EACH(c, n) EACH(l, PER) sum[c][l] = (V){0};
   for (int t = 0; t < count; t++) {
     V by[PER];
     EACH(l, PER) by[l] = get(z + (int64_t)t * wide + l * BLOCK, BLOCK);
@@ -188,7 +189,10 @@ INLINE void outer(const A *v, const A *z, A *to, int count, int in, int wide, co
       EACH(l, PER) sum[c][l] += of * by[l];
     }
   }
-  EACH(c, n) EACH(l, PER) put(to + c * OUTS + l * BLOCK, sum[c][l], BLOCK);
+  EACH(c, n) EACH(l, PER) {
+    A *at = to + c * OUTS + l * BLOCK;
+    put(at, get(at, BLOCK) + sum[c][l], BLOCK);
+  }
 }
 
 /* How many tiles are dealt with together. */
