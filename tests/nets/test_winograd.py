@@ -1,5 +1,7 @@
 """Convolutions with fewer products: the numbers and gradients of plain ones, and where they are taken."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,6 @@ from torch.nn import functional as F
 from bayesarch.nets import Supernet, dense
 from bayesarch.nets.dense import fused_dense, is_dense
 from bayesarch.nets.kernels import filtered_conv, pays, winograd
-from bayesarch.nets.kernels.winograd import POINTS, _powers
 from bayesarch.spaces import SPACES
 from helpers import images, needs_cc, on_threads
 
@@ -85,24 +86,19 @@ def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
         assert asked == expected
 
 
+def test_each_thread_of_python_works_in_memory_of_its_own():
+    given = [(images(8, 32, 16, 16, seed=i), images(48, 32, 3, 3, seed=i + 2)) for i in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(8):
+            for out, (x, weight) in zip(pool.map(lambda pair: filtered_conv(*pair), given), given, strict=True):
+                torch.testing.assert_close(out, F.conv2d(x, weight, padding=1))
+
+
 def test_a_second_derivative_is_refused():
     x, weight = images(1, 2, 4, 4).requires_grad_(), images(2, 2, 3, 3)
     (slope,) = torch.autograd.grad(filtered_conv(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
-
-
-@pytest.mark.parametrize("side", [3, 5])
-def test_kernels_at_the_points_are_polynomials(side):
-    """G times a kernel: its polynomial at each point over the point's distances to the others; at infinity its head."""
-    kernel = torch.randn(side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    along = (_powers(side, torch.float64) @ torch.outer(kernel, kernel).flatten()).view(6, 6)
-    for i, point in enumerate(POINTS):
-        value = sum(weight * point**power for power, weight in enumerate(kernel))
-        for other in POINTS:
-            value = value / (point - other) if other != point else value
-        assert along[i, 5] == pytest.approx(float(value * kernel[-1]))
-        assert along[i, i] == pytest.approx(float(value**2))
 
 
 @pytest.mark.parametrize(

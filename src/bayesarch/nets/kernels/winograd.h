@@ -3,12 +3,15 @@
 
    An m x m tile of the output is R' [sum over c of (G k_c G') * (B' d_c B)] R for the 6 x 6 pixels d that it sees,
    where * is element by element; m is 4 for kernels of 3 x 3 and 2 for those of 5 x 5. For each of the 36 places that is
-   a product of matrices, [tiles][in] by [in][out]. G k G' comes from outside, [36][blocks][in][16], OUTS output channels
-   a block and zeros behind the last. */
+   a product of matrices, [tiles][in] by [in][out]. What lies beside one another in its second factor and in its result
+   are blocks of OUTS channels, zeros behind the last. G is R, which has a column per pixel or tap of its other side, over
+   the distances of its points. */
 
 #define SIDE 6
 #define SQUARE (SIDE * SIDE)
-#define OUTS 16 /* output channels that are summed side by side, in one or two registers each */
+#define OUTS 16 /* channels that are summed side by side, in one or two registers each */
+#define MOST 5  /* taps of a kernel along an axis */
+#define AHEAD 8 /* kernels of which channels are brought to lie side by side before they are taken up again */
 #if BLOCK > 8
 #define BESIDE 12 /* so many tiles or input channels */
 #else
@@ -34,23 +37,27 @@ INLINE void seen(const V *d, V *v) {
 INLINE void brought(const V *v, V *y, const int m) {
   V a = v[1] + v[2], b = v[1] - v[2], p = v[3] + v[4], q = v[3] - v[4];
   y[0] = v[0] + a + p;
-  if (m == 2) {
-    y[1] = b + 2 * q + v[5];
-  } else {
-    y[1] = b + 2 * q;
-    y[2] = a + 4 * p;
-    y[3] = b + 8 * q + v[5];
-  }
+  y[1] = b + 2 * q;
+  if (m > 2) y[2] = a + 4 * p;
+  if (m > 3) y[3] = b + 8 * q;
+  if (m > 4) y[4] = a + 16 * p;
+  y[m - 1] += v[5];
 }
 
 /* R g: six values of m. */
 INLINE void spread(const V *g, V *z, const int m) {
   V even = g[0], odd = g[1], far = g[0], wide = 2 * g[1];
-  if (m == 4) {
+  if (m > 2) {
     even += g[2];
-    odd += g[3];
     far += 4 * g[2];
+  }
+  if (m > 3) {
+    odd += g[3];
     wide += 8 * g[3];
+  }
+  if (m > 4) {
+    even += g[4];
+    far += 16 * g[4];
   }
   z[0] = g[0];
   z[1] = even + odd;
@@ -59,6 +66,9 @@ INLINE void spread(const V *g, V *z, const int m) {
   z[4] = far - wide;
   z[5] = g[m - 1];
 }
+
+/* Over the product of the distances of points 0, 1, -1, 2 and -2 to one another; infinity has none. */
+static const A APART[SIDE] = {(A)1 / 4, (A)-1 / 6, (A)-1 / 6, (A)1 / 24, (A)1 / 24, 1};
 
 INLINE void at_points(const V *d, V *o, const int n) {
   if (n == SIDE) seen(d, o);
@@ -176,98 +186,188 @@ INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n
   EACH(t, n) EACH(l, PER) put(to + (int64_t)t * wide + l * BLOCK, sum[t][l], BLOCK);
 }
 
-/* to[c][block] += sum over tiles t of v[t][c] z[t][block], for n channels. These tiles are summed by themselves: one
-   after another onto the sum of all before them, each would lose what the large sum has no digits for. */
-INLINE void outer(const A *v, const A *z, A *to, int count, int in, int wide, const int n) {
+/* to[o][block] += sum over tiles t of z[t][o] v[t][block], for n channels of z. These tiles are summed by themselves:
+   one after another onto the sum of all before them, each would lose what the large sum has no digits for. */
+INLINE void outer(const A *z, const A *v, A *to, int count, int out, int wide, const int n) {
   V sum[BESIDE][PER];
-  EACH(c, n) EACH(l, PER) sum[c][l] = (V){0};
+  EACH(o, n) EACH(l, PER) sum[o][l] = (V){0};
   for (int t = 0; t < count; t++) {
     V by[PER];
-    EACH(l, PER) by[l] = get(z + (int64_t)t * wide + l * BLOCK, BLOCK);
-    EACH(c, n) {
-      A of = v[(int64_t)t * in + c];
-      EACH(l, PER) sum[c][l] += of * by[l];
+    EACH(l, PER) by[l] = get(v + (int64_t)t * wide + l * BLOCK, BLOCK);
+    EACH(o, n) {
+      A of = z[(int64_t)t * out + o];
+      EACH(l, PER) sum[o][l] += of * by[l];
     }
   }
-  EACH(c, n) EACH(l, PER) {
-    A *at = to + c * OUTS + l * BLOCK;
-    put(at, get(at, BLOCK) + sum[c][l], BLOCK);
+  EACH(o, n) EACH(l, PER) {
+    A *at = to + o * OUTS + l * BLOCK;
+    put(at, get(at, BLOCK) + sum[o][l], BLOCK);
   }
 }
 
+static int padded(int channels) { return (channels + OUTS - 1) / OUTS * OUTS; }
+
 /* How many tiles are dealt with together. */
-static int room_of(int in, int wide) {
-  int most = in > wide ? in : wide, found = ROOM / most / BESIDE * BESIDE;
+static int room_of(int in, int out) {
+  int most = padded(in > out ? in : out), found = ROOM / most / BESIDE * BESIDE;
   return found < 4 * BESIDE ? 4 * BESIDE : found;
 }
 
-static A *values(size_t count) { /* beginning where a register may be loaded from */
-  return aligned_alloc(64, (count * sizeof(A) + 63) / 64 * 64);
+/* What a thread works in, one behind the other: kernels at the points, tiles at the points by channels of the input and
+   of the output, and a pixel of zeros. */
+typedef struct {
+  A *kernels, *in, *out, *outside;
+} Desk;
+
+static Desk desk_of(A *own, int in, int out) {
+  int64_t room = room_of(in, out);
+  in = padded(in);
+  out = padded(out);
+  A *first = own + (int64_t)SQUARE * in * out, *second = first + SQUARE * room * in;
+  return (Desk){own, first, second, second + SQUARE * room * out};
 }
 
-/* y = the convolution of x, `in` channels, with the kernels of `side` that u is made of; it has the size of x. */
-void winograd(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads, const A *x,
-              const A *u, A *y) {
+/* Numbers that this takes. Who calls keeps them from one time to the next: new ones would be new pages. */
+int64_t winograd_room(int in, int out) {
+  return desk_of(0, in, out).outside - (A *)0 + padded(in > out ? in : out);
+}
+
+/* u[36][blocks][n][OUTS] from block b on = G k G', the kernels k [n][side][side][OUTS]. */
+INLINE void kernels_at_points(const A *k, int n, int64_t far, A *u, const int side) {
+  for (int c = 0; c < n; c++, k += side * side * OUTS, u += OUTS)
+    for (int l = 0; l < OUTS; l += BLOCK) {
+      V mid[SIDE][MOST], d[SIDE], o[SIDE];
+      EACH(j, side) {
+        EACH(i, side) d[i] = get(k + (i * side + j) * OUTS + l, BLOCK);
+        spread(d, o, side);
+        EACH(i, SIDE) mid[i][j] = APART[i] * o[i];
+      }
+      EACH(i, SIDE) {
+        spread(mid[i], o, side);
+        EACH(j, SIDE) put(u + (i * SIDE + j) * far + l, APART[j] * o[j], BLOCK);
+      }
+    }
+}
+
+/* Kernels w[outs][side][side][ins] at the points, with channels `b` to `b` + `some` of the convolution's outputs beside
+   one another: those of w, or, for the gradient, its inputs, kernels turned round. */
+static void side_by_side(int outs, int ins, int side, int turned, int b, int some, const A *w, int64_t far, A *u) {
+  int taps = side * side, n = turned ? outs : ins;
+  A k[AHEAD * MOST * MOST * OUTS] = {0};
+  for (int c = 0; c < n; c += AHEAD) {
+    int count = n - c < AHEAD ? n - c : AHEAD;
+    if (turned) {
+      for (int i = 0; i < count; i++)
+        for (int tap = 0; tap < taps; tap++)
+          memcpy(k + (i * taps + taps - 1 - tap) * OUTS, w + ((int64_t)(c + i) * taps + tap) * ins + b,
+                 some * sizeof(A));
+    } else {
+      for (int j = 0; j < some; j++)
+        for (int tap = 0; tap < taps; tap++)
+          for (int i = 0; i < count; i++)
+            k[(i * taps + tap) * OUTS + j] = w[((int64_t)(b + j) * taps + tap) * ins + c + i];
+    }
+    if (side == 3) kernels_at_points(k, count, far, u + (int64_t)c * OUTS, 3);
+    else kernels_at_points(k, count, far, u + (int64_t)c * OUTS, 5);
+  }
+}
+
+/* dw[side][side][channels] = G' z G, for z[36][..][OUTS] summed over what `parts` threads have, `part` apart; blocks of
+   channels are `block` apart, places `far`. */
+INLINE void kernel_of_points(const A *z, int parts, int64_t part, int64_t block, int64_t far, int channels, A *dw,
+                             const int side) {
+#define WORK(c, w)                                                                                 \
+  V mid[MOST][SIDE], d[SIDE], o[SIDE];                                                             \
+  const A *from = z + c / OUTS * block + c % OUTS;                                                 \
+  EACH(j, SIDE) {                                                                                  \
+    EACH(i, SIDE) {                                                                                \
+      d[i] = get(from + (i * SIDE + j) * far, w);                                                  \
+      for (int p = 1; p < parts; p++) d[i] += get(from + p * part + (i * SIDE + j) * far, w);      \
+      d[i] *= APART[i];                                                                            \
+    }                                                                                              \
+    brought(d, o, side);                                                                           \
+    EACH(i, side) mid[i][j] = APART[j] * o[i];                                                     \
+  }                                                                                                \
+  EACH(i, side) {                                                                                  \
+    brought(mid[i], o, side);                                                                      \
+    EACH(j, side) put(dw + (int64_t)(i * side + j) * channels + c, o[j], w);                       \
+  }
+  BLOCKS(WORK)
+#undef WORK
+}
+
+/* y = the convolution of x, `in` channels, with kernels w[out][side][side][in]; it has the size of x. `turned`: with
+   w[in][side][side][out] turned round, which is the gradient of a convolution with w. `own` are
+   winograd_room(in, out) numbers for each thread. */
+void winograd(int64_t images, int height, int width, int in, int out, int side, int dilation, int turned, int threads,
+              const A *x, const A *w, A *own, A *y) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = (out + OUTS - 1) / OUTS * OUTS, room = room_of(in, wide);
+  int wide = padded(out), room = room_of(in, out);
+  int64_t far = (int64_t)in * wide;
+  A *u = own;
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
+  for (int b = 0; b < out; b += OUTS)
+    side_by_side(turned ? in : out, turned ? out : in, side, turned, b, out - b < OUTS ? out - b : OUTS, w, far,
+                 u + (int64_t)b * in);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
-    A *v = values((size_t)SQUARE * room * in), *m = values((size_t)SQUARE * room * wide);
-    A *outside = calloc(in, sizeof(A));
-    Tile *tiles = malloc(room * sizeof(Tile));
+    Desk desk = desk_of(own + thread * winograd_room(in, out), in, out);
+    Tile tiles[ROOM / OUTS];
+    memset(desk.outside, 0, in * sizeof(A));
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, dilation * (side / 2), room, in, in, outside, x, v, SIDE);
+      take(&g, tiles, count, dilation * (side / 2), room, in, in, desk.outside, x, desk.in, SIDE);
       for (int p = 0; p < SQUARE; p++)
         for (int o = 0; o < wide; o += OUTS) {
-          const A *of = v + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
-          A *to = m + (int64_t)p * room * wide + o;
+          const A *of = desk.in + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
+          A *to = desk.out + (int64_t)p * room * wide + o;
           int t = 0;
           for (; t + BESIDE <= count; t += BESIDE)
             product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, BESIDE);
           for (; t < count; t++) product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, 1);
         }
-      if (side == 3) give(&g, tiles, count, room, out, wide, m, y, 4);
-      else give(&g, tiles, count, room, out, wide, m, y, 2);
+      if (side == 3) give(&g, tiles, count, room, out, wide, desk.out, y, 4);
+      else give(&g, tiles, count, room, out, wide, desk.out, y, 2);
     }
-    free(v);
-    free(m);
-    free(outside);
-    free(tiles);
   }
 }
 
-/* du[threads][36][blocks][in][16], zeros before: what each thread adds to the gradient of u, `slope` that of y. */
+/* dw[out][side][side][in] = the gradient of kernels where `slope` is that of the outputs; `own` as above. */
 void winograd_kernel(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads,
-                     const A *x, const A *slope, A *du) {
+                     const A *x, const A *slope, A *own, A *dw) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = (out + OUTS - 1) / OUTS * OUTS, room = room_of(in, wide);
+  int wide = padded(in), room = room_of(in, out);
+  int64_t part = winograd_room(in, out), far = (int64_t)out * wide, block = (int64_t)out * OUTS;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
-    A *v = values((size_t)SQUARE * room * in), *z = values((size_t)SQUARE * room * wide);
-    A *outside = calloc(in > out ? in : out, sizeof(A)), *mine = du + (int64_t)thread * SQUARE * in * wide;
-    Tile *tiles = malloc(room * sizeof(Tile));
-    memset(z, 0, (size_t)SQUARE * room * wide * sizeof(A));
+    Desk desk = desk_of(own + thread * part, in, out);
+    Tile tiles[ROOM / OUTS];
+    memset(desk.kernels, 0, SQUARE * far * sizeof(A));
+    memset(desk.in, 0, (size_t)SQUARE * room * wide * sizeof(A));
+    memset(desk.outside, 0, (in > out ? in : out) * sizeof(A));
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, dilation * (side / 2), room, in, in, outside, x, v, SIDE);
-      if (side == 3) take(&g, tiles, count, 0, room, out, wide, outside, slope, z, 4);
-      else take(&g, tiles, count, 0, room, out, wide, outside, slope, z, 2);
+      take(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in, SIDE);
+      if (side == 3) take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 4);
+      else take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 2);
       for (int p = 0; p < SQUARE; p++)
-        for (int o = 0; o < wide; o += OUTS) {
-          const A *of = v + (int64_t)p * room * in, *by = z + (int64_t)p * room * wide + o;
-          A *to = mine + ((int64_t)p * wide + o) * in;
-          int c = 0;
-          for (; c + BESIDE <= in; c += BESIDE) outer(of + c, by, to + (int64_t)c * OUTS, count, in, wide, BESIDE);
-          for (; c + FEWER <= in; c += FEWER) outer(of + c, by, to + (int64_t)c * OUTS, count, in, wide, FEWER);
-          for (; c < in; c++) outer(of + c, by, to + (int64_t)c * OUTS, count, in, wide, 1);
+        for (int b = 0; b < wide; b += OUTS) {
+          const A *of = desk.out + (int64_t)p * room * out, *by = desk.in + (int64_t)p * room * wide + b;
+          A *to = desk.kernels + ((int64_t)p * wide + b) * out;
+          int o = 0;
+          for (; o + BESIDE <= out; o += BESIDE) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, BESIDE);
+          for (; o + FEWER <= out; o += FEWER) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, FEWER);
+          for (; o < out; o++) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, 1);
         }
     }
-    free(v);
-    free(z);
-    free(outside);
-    free(tiles);
+  }
+  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
+  for (int o = 0; o < out; o++) {
+    const A *of = own + (int64_t)o * OUTS;
+    A *to = dw + (int64_t)o * side * side * in;
+    if (side == 3) kernel_of_points(of, threads, part, block, far, in, to, 3);
+    else kernel_of_points(of, threads, part, block, far, in, to, 5);
   }
 }

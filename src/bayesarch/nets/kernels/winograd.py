@@ -16,29 +16,34 @@ Convolutional Neural Networks", CVPR 2016, equation 8.
 """
 
 import ctypes
-from functools import cache
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from bayesarch.nets.kernels.arguments import pointer, threads
-from bayesarch.nets.kernels.build import kernel
+from bayesarch.nets.kernels.build import kernel, library
 
 __all__ = ["filtered_conv", "pays"]
 
-POINTS = (0, 1, -1, 2, -2)
-"""Where polynomials are multiplied; infinity is one more."""
-PLACES = (len(POINTS) + 1) ** 2
-"""Products of a tile, of each pair of channels."""
-OUTS = 16
-"""Output channels that a kernel sums side by side."""
+POINTS = 6
+"""Where polynomials are multiplied, along each axis."""
 FEWEST = 16
 """Channels from which it is taken: below, what goes through the points is most of the work."""
 SHARE = 0.4
 """Of the products of a plain convolution, at most: where tiles reach far over the edges of images, more are left."""
+
+
+class _Kept(threading.local):
+    """What convolutions of one thread of Python have worked in, by type."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[torch.dtype, Tensor] = {}
+
+
+_KEPT = _Kept()
 
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
@@ -54,12 +59,12 @@ def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
         return False
     if side not in (3, 5) or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return False
-    m, tiles, pixels = len(POINTS) + 2 - side, 1, 1
+    m, tiles, pixels = POINTS + 1 - side, 1, 1
     for length in x.shape[2:]:
         seen = -(-length // dilation)  # pixels that one output can see, and tiles of them
         tiles *= dilation * -(-seen // m)
         pixels *= length
-    return PLACES * tiles <= SHARE * side**2 * pixels
+    return POINTS**2 * tiles <= SHARE * side**2 * pixels
 
 
 def filtered_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
@@ -82,7 +87,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x, weight = _last(x), _last(weight)
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return _convolved(x, weight, dilation)
@@ -91,53 +96,44 @@ class _Winograd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        slope = slope.contiguous(memory_format=torch.channels_last)
-        turned = weight.flip(2, 3).transpose(0, 1)
-        of_x = _convolved(slope, turned, ctx.dilation) if ctx.needs_input_grad[0] else None
+        slope = _last(slope)
+        of_x = _convolved(slope, weight, ctx.dilation, turned=True) if ctx.needs_input_grad[0] else None
         return of_x, _of_kernels(x, slope, weight, ctx.dilation) if ctx.needs_input_grad[1] else None, None
 
 
-def _convolved(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    given = _powers(weight.shape[2], weight.dtype) @ _in_blocks(weight)
-    size = (x.shape[0], weight.shape[0], *x.shape[2:])
-    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    sizes = (*_sizes(x), *weight.shape[1::-1], weight.shape[2], dilation, threads(x.numel()))
-    kernel("winograd", x.dtype)(*sizes, pointer(x), pointer(given), pointer(out))
+def _convolved(x: Tensor, weight: Tensor, dilation: int, *, turned: bool = False) -> Tensor:
+    """Return the convolution, or, turned, what has it as its gradient: with weights turned round and transposed."""
+    outs, ins, side, _ = weight.shape
+    ins, outs = (outs, ins) if turned else (ins, outs)
+    out = torch.empty(x.shape[0], outs, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+    parts = threads(x.numel())
+    sizes = (*_sizes(x), ins, outs, side, dilation, turned, parts)
+    kernel("winograd", x.dtype)(*sizes, pointer(x), pointer(weight), _room(ins, outs, parts, x.dtype), pointer(out))
     return out
 
 
 def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, dilation: int) -> Tensor:
     outs, ins, side, _ = weight.shape
-    blocks, parts = -(-outs // OUTS), threads(x.numel())
-    found = torch.zeros(parts, PLACES, blocks * ins * OUTS, dtype=x.dtype)
-    sizes = (*_sizes(x), ins, outs, side, dilation, parts)
-    kernel("winograd_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), pointer(found))
-    whole = found[0] if parts == 1 else found.sum(0)
-    of = (_powers(side, x.dtype).T @ whole).view(side, side, blocks, ins, OUTS).transpose(2, 3)
-    of = of.reshape(side, side, ins, blocks * OUTS)[..., :outs].permute(3, 2, 0, 1)
-    return of.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(weight)
+    parts = threads(x.numel())
+    sizes, room = (*_sizes(x), ins, outs, side, dilation, parts), _room(ins, outs, parts, x.dtype)
+    kernel("winograd_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), room, pointer(out))
+    return out
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
-    """Return kernels (O, C, k, k) as (k k, blocks C block): output channels in whole blocks, zeros behind the last."""
-    outs, ins, side, _ = weight.shape
-    blocks = -(-outs // OUTS)
-    taps = weight.detach().permute(2, 3, 1, 0)
-    taps = F.pad(taps, (0, blocks * OUTS - outs)) if outs % OUTS else taps
-    return taps.reshape(side**2, ins, blocks, OUTS).transpose(1, 2).reshape(side**2, -1)
+def _room(ins: int, outs: int, parts: int, dtype: torch.dtype) -> ctypes.c_void_p:
+    """Return what so many threads work in. It is kept, since new memory would be new pages each time."""
+    needed = library(dtype).winograd_room
+    needed.restype = ctypes.c_int64
+    count: int = parts * needed(ins, outs)
+    kept = _KEPT.rooms.get(dtype)
+    if kept is None or kept.numel() < count:
+        kept = _KEPT.rooms[dtype] = torch.empty(count, dtype=dtype)
+    return pointer(kept)
 
 
-@cache
-def _powers(side: int, dtype: torch.dtype) -> Tensor:
-    """Return G for both axes at once, shape (36, k k): powers of the points over their distances to the others."""
-    rows = []
-    for point in POINTS:
-        apart = 1
-        for other in POINTS:
-            apart *= point - other if other != point else 1
-        rows.append([point**power / apart for power in range(side)])
-    one = torch.tensor([*rows, [0.0] * (side - 1) + [1.0]], dtype=torch.float64)
-    return torch.kron(one, one).to(dtype)
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _sizes(x: Tensor) -> tuple[Any, ...]:
