@@ -56,6 +56,9 @@ class _Thinned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.new_zeros(ctx.size).contiguous(memory_format=torch.channels_last)
+        # new_zeros would lie otherwise, and be copied
+        whole = torch.empty(
+            ctx.size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
+        ).zero_()
         whole[:, :, :: ctx.d, :: ctx.d] = gradient
         return whole, None
