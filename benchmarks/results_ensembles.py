@@ -88,10 +88,9 @@ def ensembles_part(records: dict[str, dict], table: Table, machine: Machine) -> 
     return ["## Ensembles: different architectures or different seeds?\n", *parts] if parts else []
 
 
-def stacking_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
-    """Return the page's part on networks trained as one; none where there is no record."""
-    if record is None:
-        return []
+def stacking_part(name: str, record: dict, table: Table, machine: Machine) -> list[str]:
+    """Return the page's part on networks trained as one; `name` is that of another machine, or empty."""
+    where = f", on another machine: {name}" if name else ""
     head = [
         "image", "C", "networks", "threads", "plain torch, ms", "one after another, ms", "as one, ms",
         "times faster than plain", "than one after another",
@@ -105,7 +104,7 @@ def stacking_part(record: dict | None, table: Table, machine: Machine) -> list[s
         for row in record["rows"]
     ]  # fmt: skip
     return [
-        "## Networks trained as one\n\nA training step, clipped SGD included, of networks of the ResNet cell, one cell a stage, "
+        f"## Networks trained as one{where}\n\nA training step, clipped SGD included, of networks of the ResNet cell, one cell a stage, "
         "own batches of 64: as plain torch code in NCHW, as our trainings take it one after another, and as one network; "
         f"medians of {record['rounds']} rounds, the three in turn in one process; ratios are medians of the rounds' "
         f"ratios.\n\n{table(head, body)}\n\n{machine(record)}\n"

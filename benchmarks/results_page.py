@@ -180,7 +180,8 @@ def page() -> str:
     parts += bayesnas_part(records("bayesnas_"), records("evidence_"), table, machine)
     parts += pgnas_part(records("pgnas_"), table, machine)
     parts += ensembles_part(records("ensembles_"), table, machine)
-    parts += stacking_part(records("stacking").get(""), table, machine)
+    for name, record in records("stacking").items():
+        parts += stacking_part(name.removeprefix("_"), record, table, machine)
     speeds = records("speed")
     parts += speed_part(speeds.pop("", None), table, machine)
     for name, record in speeds.items():

@@ -238,30 +238,30 @@ def machine_part(record: dict | None, table: Table, machine: Machine) -> list[st
 
 def elsewhere_part(name: str, record: dict, table: Table, machine: Machine) -> list[str]:
     """Return the page's part on steps of a later day and another machine, under a record of its own."""
-    rows = record["rows"]
-    parts = [
-        f"## Speed of a search step, on another machine: {name}\n\nOf a later day. Not to be compared line by line with what is above: code and machine have both changed.\n"
-    ]
-    if "nb201" in rows:
-        parts.append(_networks(rows, table) + "\n")
-    if "fused" in rows:
-        parts.append(_fused(rows["fused"], table) + "\n")
-    if "roofline" in rows:
-        parts.append(_roofline(rows["roofline"], table))
-    return [*parts, f"{machine(record)}\n"]
+    head = (
+        f"## Speed of a search step, on another machine: {name}\n\nOf a later day. Not to be compared line by line with "
+        "what is above: code and machine have both changed.\n"
+    )
+    return [head, *_measured(record["rows"], table), f"{machine(record)}\n"]
 
 
 def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]:
     """Return the page's part on speed; none where there is no record."""
     if record is None:
         return []
-    rows = record["rows"]
-    parts = [
+    head = (
         "## Speed of a search step\n\nOurs against the published way of computing the same step (`benchmarks/published.py`, "
-        "equal weights, losses compared first): the two in turn in one process, medians, the median of the rounds' ratios and their range. "
-        "Peaks are of processes of their own, above what Python and torch take.\n",
-        _networks(rows, table) + "\n",
-    ]
+        "equal weights, losses compared first): the two in turn in one process, medians, the median of the rounds' ratios and "
+        "their range. Peaks are of processes of their own, above what Python and torch take.\n"
+    )
+    return [head, *_measured(record["rows"], table), f"{machine(record)}\n"]
+
+
+def _measured(rows: dict, table: Table) -> list[str]:
+    """Return a part for each row that there is."""
+    parts = []
+    if "nb201" in rows:
+        parts.append(_networks(rows, table) + "\n")
     if "fused" in rows:
         parts.append(_fused(rows["fused"], table) + "\n")
     if "ways" in rows:
@@ -273,11 +273,10 @@ def speed_part(record: dict | None, table: Table, machine: Machine) -> list[str]
     if "curvature" in rows and rows["curvature"]["against_extrapolated"]:
         parts.append(_curvature(rows["curvature"], table) + "\n")
     if "augmentation" in rows:
-        parts.append(
-            "### Crop, flip, cutout and scaling, 32 × 32\n\n" + _steps(rows["augmentation"], table, "PIL in a loader")
-        )
+        taken = _steps(rows["augmentation"], table, "PIL in a loader")
+        parts.append(f"### Crop, flip, cutout and scaling, 32 × 32\n\n{taken}\n")
     if "growth" in rows:
-        parts.append("\n" + _growth(rows["growth"], table) + "\n")
+        parts.append(_growth(rows["growth"], table) + "\n")
     if "roofline" in rows:
         parts.append(_roofline(rows["roofline"], table))
-    return [*parts, f"{machine(record)}\n"]
+    return parts

@@ -1,6 +1,7 @@
 """Networks of one architecture trained as one: how many times faster than one after another?
 
     python benchmarks/stacking.py
+    python benchmarks/stacking.py --out FILE       a record of another machine
 
 A training step (forward, loss, backward, clipped SGD) of M networks with own batches of 64: one after another as plain
 torch code does it (NCHW, its own optimiser), one after another as ours do it, and as one network with grouped
@@ -11,7 +12,9 @@ Nothing else should run.
 import argparse
 import copy
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +54,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     arch, generator, rows = Architecture.parse(CELL, "nb201"), torch.Generator().manual_seed(0), []
     for threads in (1, 2):
@@ -98,12 +102,12 @@ def main() -> None:
                 )  # fmt: skip
                 print(rows[-1], flush=True)
     record = {
-        "command": "python benchmarks/stacking.py",
+        "command": shlex.join(["python", "benchmarks/stacking.py", *sys.argv[1:]]),
         "environment": environment(torch.device("cpu")),
         "rounds": arguments.rounds,
         "rows": rows,
     }
-    OUT.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    arguments.out.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_in_single_precision_a_digit_is_lost(shape, outs, side):
 
 
 def test_features_and_gradients_may_lie_otherwise():
-    x, weight = images(2, 24, 6, 6)[:, 8:16].requires_grad_(), images(8, 8, 3, 3, seed=1).requires_grad_()
+    x, weight = images(2, 24, 6, 6)[:, 8:16].requires_grad_(), images(8, 8, 3, 3, seed=1).contiguous().requires_grad_()
     for slope in (images(2, 8, 6, 6, seed=2).contiguous(), torch.full((1, 1, 1, 1), 0.5).double().expand(2, 8, 6, 6)):
         for mine, theirs in zip(*both(x, weight, 1, slope), strict=True):
             torch.testing.assert_close(mine, theirs)
