@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).parent / "results" / "stacking.json"
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
@@ -50,7 +51,6 @@ def main() -> None:
     from bayesarch.engine.weights import Weights
     from bayesarch.nets import build, stack
     from bayesarch.spaces import Architecture
-    from bayesarch.workflows.environment import environment
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -101,13 +101,22 @@ def main() -> None:
                      "milliseconds": medians}
                 )  # fmt: skip
                 print(rows[-1], flush=True)
-    record = {
+    record(rows, arguments.rounds, arguments.out)
+
+
+def record(rows: list[dict[str, Any]], rounds: int, out: Path) -> None:
+    """Write what was measured, by which command and where."""
+    import torch
+
+    from bayesarch.workflows.environment import environment
+
+    known = {
         "command": shlex.join(["python", "benchmarks/stacking.py", *sys.argv[1:]]),
         "environment": environment(torch.device("cpu")),
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "rows": rows,
     }
-    arguments.out.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    out.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
