@@ -36,11 +36,11 @@ def test_it_is_the_convolution(kernel, d, padding, size, groups, generator):
 
 def test_the_way_back_leaves_nothing_where_nobody_looked(generator):
     x = torch.randn(2, 3, 5, 6, generator=generator).contiguous(memory_format=torch.channels_last).requires_grad_()
-    thinned(x, 2).sum().backward()
+    (slope,) = torch.autograd.grad(thinned(x, 2).sum(), x)
     expected = torch.zeros(5, 6)
     expected[::2, ::2] = 1.0
-    assert torch.equal(x.grad, expected.expand(2, 3, 5, 6))
-    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(slope, expected.expand(2, 3, 5, 6))
+    assert slope.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,17 @@ def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
         assert asked == expected
 
 
+@pytest.mark.parametrize("of_x", [True, False])
+def test_what_was_worked_in_leaves_no_trace(of_x):
+    """Between a convolution and its way back, another one of another size."""
+    x, weight = images(2, 8, 6, 6).requires_grad_(of_x), images(8, 8, 3, 3, seed=1).requires_grad_()
+    out, expected = filtered_conv(x, weight), F.conv2d(x, weight, padding=1)
+    filtered_conv(images(4, 40, 9, 9), images(24, 40, 5, 5, seed=1))
+    wanted = (x, weight) if of_x else weight
+    for mine, theirs in zip(*(torch.autograd.grad(y.sum(), wanted) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_each_thread_of_python_works_in_memory_of_its_own():
     given = [(images(8, 32, 16, 16, seed=i), images(48, 32, 3, 3, seed=i + 2)) for i in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
