@@ -1,5 +1,6 @@
 """Shared fixtures. One thread per worker: two workers with two threads each spin against one another."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ LONGEST = "test_documents.py"
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, so that no worker waits for it at the end."""
     items.sort(key=lambda item: item.path.name != LONGEST)
+
+
+def pytest_collection_finish():
+    """What is here now stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

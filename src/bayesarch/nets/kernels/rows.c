@@ -11,7 +11,7 @@
 #include <string.h>
 
 #ifndef BLOCK
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && !defined(OF_f64)
 #define BLOCK 16 /* channels that are taken together: what a register holds */
 #else
 #define BLOCK 8 /* wider vectors would be made of several registers, and compilers are bad at it */

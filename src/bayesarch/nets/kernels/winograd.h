@@ -145,6 +145,12 @@ INLINE void take(const Grid *g, const Tile *tiles, int count, int reach, int roo
   }
 }
 
+/* Pixels, for the way there and for gradients: a function of its own, since it is long to compile. */
+static void take_pixels(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
+                        const A *outside, const A *x, A *to) {
+  take(g, tiles, count, reach, room, channels, wide, outside, x, to, SIDE);
+}
+
 /* The m x m outputs of tiles: R' v R for v[36][room][wide]. */
 INLINE void give(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide, const A *v, A *out,
                  const int m) {
@@ -317,7 +323,7 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, dilation * (side / 2), room, in, in, desk.outside, x, desk.in, SIDE);
+      take_pixels(&g, tiles, count, dilation * (side / 2), room, in, in, desk.outside, x, desk.in);
       for (int p = 0; p < SQUARE; p++)
         for (int o = 0; o < wide; o += OUTS) {
           const A *of = desk.in + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
@@ -349,7 +355,7 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
-      take(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in, SIDE);
+      take_pixels(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in);
       if (side == 3) take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 4);
       else take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 2);
       for (int p = 0; p < SQUARE; p++)
