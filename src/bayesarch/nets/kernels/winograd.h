@@ -13,7 +13,7 @@
 #define MOST 5  /* taps of a kernel along an axis */
 #define AHEAD 8 /* kernels of which channels are brought to lie side by side before they are taken up again */
 #if BLOCK > 8
-#define BESIDE 12 /* so many tiles or input channels */
+#define BESIDE 12 /* so many tiles or channels of the gradient */
 #else
 #define BESIDE 6
 #endif
@@ -226,16 +226,15 @@ typedef struct {
 } Desk;
 
 static Desk desk_of(A *own, int in, int out) {
-  int64_t room = room_of(in, out);
-  in = padded(in);
-  out = padded(out);
-  A *first = own + (int64_t)SQUARE * in * out, *second = first + SQUARE * room * in;
-  return (Desk){own, first, second, second + SQUARE * room * out};
+  int64_t room = room_of(in, out), a = padded(in), b = padded(out);
+  A *first = own + SQUARE * a * b, *second = first + SQUARE * room * a;
+  return (Desk){own, first, second, second + SQUARE * room * b};
 }
 
 /* Numbers that this takes. Who calls keeps them from one time to the next: new ones would be new pages. */
 int64_t winograd_room(int in, int out) {
-  return desk_of(0, in, out).outside - (A *)0 + padded(in > out ? in : out);
+  int64_t room = room_of(in, out), a = padded(in), b = padded(out);
+  return SQUARE * (a * b + room * (a + b)) + (a > b ? a : b);
 }
 
 /* u[36][blocks][n][OUTS] from block b on = G k G', the kernels k [n][side][side][OUTS]. */
