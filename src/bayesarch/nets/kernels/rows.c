@@ -31,6 +31,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define OWN __attribute__((noinline))
 
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
 typedef double doubles __attribute__((vector_size(8 * BLOCK)));

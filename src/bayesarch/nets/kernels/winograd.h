@@ -145,15 +145,21 @@ INLINE void take(const Grid *g, const Tile *tiles, int count, int reach, int roo
   }
 }
 
-/* Pixels, for the way there and for gradients: a function of its own, since it is long to compile. */
-static void take_pixels(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
-                        const A *outside, const A *x, A *to) {
+/* The two: functions of their own, whose values stay in registers; inside of larger ones many would not. */
+static OWN void take_pixels(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
+                            const A *outside, const A *x, A *to) {
   take(g, tiles, count, reach, room, channels, wide, outside, x, to, SIDE);
 }
 
+static OWN void take_slopes(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide,
+                            const A *outside, const A *slope, A *to) {
+  if (g->m == 4) take(g, tiles, count, 0, room, channels, wide, outside, slope, to, 4);
+  else take(g, tiles, count, 0, room, channels, wide, outside, slope, to, 2);
+}
+
 /* The m x m outputs of tiles: R' v R for v[36][room][wide]. */
-INLINE void give(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide, const A *v, A *out,
-                 const int m) {
+INLINE void give_of(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide, const A *v, A *out,
+                    const int m) {
   int64_t far = (int64_t)room * wide;
   for (int t = 0; t < count; t++) {
     A *image = out + tiles[t].image * g->height * g->width * channels;
@@ -175,6 +181,11 @@ INLINE void give(const Grid *g, const Tile *tiles, int count, int room, int chan
     BLOCKS(WORK)
 #undef WORK
   }
+}
+
+static OWN void give(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide, const A *v, A *out) {
+  if (g->m == 4) give_of(g, tiles, count, room, channels, wide, v, out, 4);
+  else give_of(g, tiles, count, room, channels, wide, v, out, 2);
 }
 
 /* to[t][block] = sum over c of v[t][c] u[c][block], for n tiles. */
@@ -332,8 +343,7 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
             product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, BESIDE);
           for (; t < count; t++) product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, 1);
         }
-      if (side == 3) give(&g, tiles, count, room, out, wide, desk.out, y, 4);
-      else give(&g, tiles, count, room, out, wide, desk.out, y, 2);
+      give(&g, tiles, count, room, out, wide, desk.out, y);
     }
   }
 }
@@ -355,8 +365,7 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
       take_pixels(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in);
-      if (side == 3) take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 4);
-      else take(&g, tiles, count, 0, room, out, out, desk.outside, slope, desk.out, 2);
+      take_slopes(&g, tiles, count, room, out, out, desk.outside, slope, desk.out);
       for (int p = 0; p < SQUARE; p++)
         for (int b = 0; b < wide; b += OUTS) {
           const A *of = desk.out + (int64_t)p * room * out, *by = desk.in + (int64_t)p * room * wide + b;
