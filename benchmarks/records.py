@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["measure"]
+__all__ = ["measure", "typed"]
+
+
+def typed() -> str:
+    """Return the command that this process was started by."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def measure(
     rows: Mapping[str, Callable[[], dict[str, Any]]], wanted: list[str], out: Path, device: str = "cpu"
 ) -> None:
     """Measure the rows wanted, and write the record after each; rows that are there and not wanted stay."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = typed()
     import torch
 
     from bayesarch.workflows.environment import environment

@@ -12,13 +12,13 @@ Nothing else should run.
 import argparse
 import copy
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from records import typed
 
 OUT = Path(__file__).parent / "results" / "stacking.json"
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
@@ -111,7 +111,7 @@ def record(rows: list[dict[str, Any]], rounds: int, out: Path) -> None:
     from bayesarch.workflows.environment import environment
 
     known = {
-        "command": shlex.join(["python", "benchmarks/stacking.py", *sys.argv[1:]]),
+        "command": typed(),
         "environment": environment(torch.device("cpu")),
         "rounds": rounds,
         "rows": rows,

@@ -1,6 +1,7 @@
 """Convolutions with fewer products: the numbers and gradients of plain ones, and where they are taken."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -99,10 +100,18 @@ def test_what_was_worked_in_leaves_no_trace(of_x):
 
 def test_each_thread_of_python_works_in_memory_of_its_own():
     given = [(images(8, 32, 16, 16, seed=i), images(48, 32, 3, 3, seed=i + 2)) for i in (0, 1)]
+    both_there = Barrier(2, timeout=60)
+
+    def work(pair):
+        out = filtered_conv(*pair)
+        both_there.wait()  # neither has ended, so that neither's memory can be the other's
+        return out, winograd._KEPT.rooms[torch.float64].data_ptr()
+
     with ThreadPoolExecutor(2) as pool:
-        for _ in range(8):
-            for out, (x, weight) in zip(pool.map(lambda pair: filtered_conv(*pair), given), given, strict=True):
-                torch.testing.assert_close(out, F.conv2d(x, weight, padding=1))
+        (one, here), (other, there) = pool.map(work, given)
+    assert here != there
+    for out, (x, weight) in zip((one, other), given, strict=True):
+        torch.testing.assert_close(out, F.conv2d(x, weight, padding=1))
 
 
 def test_a_second_derivative_is_refused():

@@ -359,7 +359,6 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
     Desk desk = desk_of(own + thread * part, in, out);
     Tile tiles[ROOM / OUTS];
     memset(desk.kernels, 0, SQUARE * far * sizeof(A));
-    memset(desk.in, 0, (size_t)SQUARE * room * wide * sizeof(A)); /* lanes behind the last channel: never read */
     memset(desk.outside, 0, (in > out ? in : out) * sizeof(A));
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
