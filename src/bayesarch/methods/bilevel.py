@@ -151,19 +151,38 @@ def bilevel_step(  # noqa: PLR0913 - one step has this much in it
     """
     info: dict[str, Any] = {}
     if moving:
-        leaf = logits.a.detach().requires_grad_()
-        batch, gates = batches["architecture"], gates_fn(leaf)
-        with net.weights_held():
-            output = net(batch.images, gates.view(1, 1, -1), _active(gates) if sparse else None)
-            loss = batch_loss(output, batch)
-            total = loss if penalty_fn is None else loss + penalty_fn(leaf)
-            (grad,) = torch.autograd.grad(total, leaf, allow_unused=True) if total.requires_grad else (None,)
-        # a sparse draw of options that pass nothing has no gradient at all
-        logits = adam_step(logits, torch.zeros_like(leaf) if grad is None else grad, lr, config)
-        info["architecture_loss"] = loss.detach()
+        grad, info["architecture_loss"] = architecture_pass(
+            logits.a, gates_fn, net, batches["architecture"], penalty_fn=penalty_fn, sparse=sparse
+        )
+        logits = adam_step(logits, grad, lr, config)
     with torch.no_grad():
         gates = gates_fn(logits.a)
     return logits, info | weights_pass(net, batches["weights"], gates, _active(gates) if sparse else None)
+
+
+def architecture_pass(
+    a: Tensor,
+    gates_fn: Callable[[Tensor], Tensor],
+    net: Supernet,
+    batch: Batch,
+    *,
+    penalty_fn: Callable[[Tensor], Tensor] | None,
+    sparse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of parameters `a` (G,) on one batch, and the loss without its penalty.
+
+    A function of its own, so that the graph is gone before the next pass begins: what is left of it lies between the
+    holes that its tensors leave in the heap, and keeps these from growing together.
+    """
+    leaf = a.detach().requires_grad_()
+    gates = gates_fn(leaf)
+    with net.weights_held():
+        output = net(batch.images, gates.view(1, 1, -1), _active(gates) if sparse else None)
+        loss = batch_loss(output, batch)
+        total = loss if penalty_fn is None else loss + penalty_fn(leaf)
+        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True) if total.requires_grad else (None,)
+    # a sparse draw of options that pass nothing has no gradient at all
+    return torch.zeros_like(leaf) if grad is None else grad, loss.detach()
 
 
 def _active(gates: Tensor) -> frozenset[int]:
