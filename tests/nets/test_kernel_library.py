@@ -11,7 +11,20 @@ import torch
 from torch.nn import functional as F
 
 from bayesarch.errors import DeviceError
-from bayesarch.nets.kernels import Norm, box_mean, build, fan, filtered_conv, library, norm_relu
+from bayesarch.nets.kernels import (
+    Chain,
+    Norm,
+    Pair,
+    box_mean,
+    build,
+    fan,
+    filtered_conv,
+    library,
+    moments_of,
+    norm_relu,
+    separable_parts,
+    sum_of,
+)
 from bayesarch.nets.operations import OPERATIONS
 from helpers import needs_cc
 
@@ -92,6 +105,18 @@ def test_ways_of_lesser_compilers_are_tried(fresh, monkeypatch):
     assert "GOMP" not in subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
 
 
+def separated(x, depth, point):
+    """Return a separable convolution by kernels of ours."""
+    (part,) = separable_parts(x, torch.ones(1, 1, dtype=depth.dtype), [Chain((Pair(depth, point, 1, 1, None),), 0)])
+    return sum_of([part])
+
+
+def convolved(x, depth, point):
+    """Return the same by torch, in float64."""
+    middle = F.conv2d(x.double(), depth.double(), padding=depth.shape[2] // 2, groups=len(depth))
+    return F.conv2d(middle, point.double())
+
+
 @pytest.mark.parametrize(
     ("dtype", "flags"),
     [
@@ -114,13 +139,21 @@ def test_registers_of_either_width_and_compilers_that_cannot_shuffle_them_comput
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     moments = torch.zeros(31, dtype=wide), torch.ones(31, dtype=wide)
     outs = []
-    mine = norm_relu(x, Norm(*moments, 0.1, 1e-5))
+    mine = norm_relu(x, moments_of(x, Norm(*moments, 0.1, 1e-5)))
     theirs = F.relu(F.batch_norm(x.double(), None, None, None, None, True, 0.1, 1e-5))
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=1e-5)
     ((risen,), _) = fan(x.requires_grad_(), 1, 1)
     (slope,) = torch.autograd.grad(risen, x, x.detach())
     torch.testing.assert_close(slope, x.relu())
+    kernels = [torch.randn(*size, generator=generator, dtype=wide) for size in ((31, 1, 5, 5), (18, 31, 1, 1))]
+    for way in (separated, convolved):
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, *kernels)]
+        out = way(*leaves)
+        outs.append([t.double() for t in (out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out)))])
+    for a, b in zip(*outs, strict=True):
+        assert float((a - b).norm() / b.norm()) < tolerance
+    outs.clear()
     if dtype != torch.bfloat16:
         weight = torch.randn(18, 31, 3, 3, generator=generator).to(dtype).requires_grad_()
         for way in (filtered_conv, partial(F.conv2d, padding=1)):

@@ -1,16 +1,13 @@
 """Kernels of our own against torch: naive sums, gradients in float64, extreme values, odd shapes, threads."""
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.nets import Supernet
-from bayesarch.nets.depthwise import fused_depthwise, is_depthwise
-from bayesarch.nets.kernels import Norm, box_mean, fits, parts_of, sum_of
+from bayesarch.nets.kernels import Norm, box_mean, fits, moments_of, parts_of, sum_of
 from bayesarch.nets.kernels import images as kernel_images
 from bayesarch.nets.operations import OPERATIONS
 from bayesarch.spaces import SPACES
@@ -40,7 +37,7 @@ def fused(x, gates, users, running):
     if running:
         mean, var = (torch.cat(rows) for rows in zip(*running, strict=True))
         norm = Norm(mean, var, 0.1, 1e-5)
-    parts = [part for mine in parts_of(x, gates, users, norm) for part in mine]
+    parts = [part for mine in parts_of(x, gates, users, norm and moments_of(x, norm)) for part in mine]
     out = sum_of(parts)
     if running:
         c = x.shape[1] // len(users)
@@ -77,8 +74,8 @@ def test_gradients_are_those_of_small_differences():
 
     def work(x, gates):
         norm = Norm(torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64), 0.1, 1e-5)
-        parts = [part for mine in parts_of(x, gates, [[0, 1], [2]], norm) for part in mine]
-        return sum_of([*parts, *parts_of(x[:, :2], gates, [[3, 0]], None)[0]]).sin()
+        parts = [part for mine in parts_of(x, gates, [[0, 1], [2]], moments_of(x, norm)) for part in mine]
+        return sum_of([*parts, *parts_of(x[:, :2], gates, [[3, 0]])[0]]).sin()
 
     assert torch.autograd.gradcheck(work, (x, gates))
     assert torch.autograd.gradcheck(box_mean, images(2, 3, 4, 5).requires_grad_())
@@ -109,7 +106,7 @@ def test_bf16_is_rounded_to_the_nearest_even_and_keeps_what_is_no_number():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, 3.3895e38, 1e-40, -0.0, torch.inf, -torch.inf, torch.nan, 2.7])
     narrow = values.view(1, 1, 2, 5).bfloat16()
     scale = torch.tensor([[1.00390625]])  # products lie between two of bf16, or beyond the last
-    (parts,) = parts_of(narrow, scale, [[0]], None)
+    (parts,) = parts_of(narrow, scale, [[0]])
     mine, expected = sum_of(parts), (narrow.float() * scale).bfloat16()
     known = ~expected.isnan()
     assert torch.equal(mine[known], expected[known])
@@ -122,7 +119,7 @@ def test_moments_far_from_zero(centre, spread):
     x = (images(8, 16, 12, 12) * spread + centre).float().contiguous(memory_format=torch.channels_last)
     exact = x.double()
     norm = Norm(torch.zeros(16), torch.zeros(16), 1.0, 1e-30)
-    (parts,) = parts_of(x, torch.ones(1, 1), [[0]], norm)
+    (parts,) = parts_of(x, torch.ones(1, 1), [[0]], moments_of(x, norm))
     moments = parts[0].moments
     torch.testing.assert_close(moments.mean, exact.mean((0, 2, 3)), rtol=1e-6, atol=spread * 1e-6)
     deviation = exact.var((0, 2, 3), correction=0).add(1e-30).rsqrt()
@@ -133,7 +130,8 @@ def test_moments_far_from_zero(centre, spread):
 
 def test_a_constant_channel_has_no_spread():
     norm = Norm(torch.ones(3), torch.ones(3), 0.5, 1e-5)
-    (parts,) = parts_of(torch.full((4, 3, 2, 2), 7.0), torch.ones(1, 1), [[0]], norm)
+    x = torch.full((4, 3, 2, 2), 7.0)
+    (parts,) = parts_of(x, torch.ones(1, 1), [[0]], moments_of(x, norm))
     assert float(sum_of(parts).abs().max()) <= 7 / 1e-5**0.5 * 2**-22  # a product and a shift cancel, as in torch
     assert norm.mean.tolist() == [4.0] * 3
     assert norm.var.tolist() == [0.5] * 3
@@ -151,68 +149,20 @@ def test_windows_are_those_of_torchs_pooling(shape):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("side", "dilation"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 3)])
-@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (3, 17, 5, 12), (2, 2, 1, 2)])
-def test_depthwise_convolutions_and_their_gradients_are_those_of_torch(shape, side, dilation, stride):
-    conv = nn.Conv2d(
-        shape[1], shape[1], side, stride, dilation * (side - 1) // 2, dilation, groups=shape[1], bias=False
-    ).double()
-    x, found = images(*shape).requires_grad_(), []
-    for way in (partial(fused_depthwise, conv=conv), conv):
-        out = way(x)
-        found.append([out, *torch.autograd.grad(out, (x, conv.weight), images(*out.shape, seed=1))])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_convolutions_in_bf16(stride):
-    """Under autocast, as in a search: as near to float64 as the library comes."""
-    conv = nn.Conv2d(20, 20, 5, stride, 4, 2, groups=20, bias=False)
-    x = images(8, 20, 16, 15, dtype=torch.float32).requires_grad_()
-    exact = nn.Conv2d(20, 20, 5, stride, 4, 2, groups=20, bias=False).double()
-    exact.weight.data.copy_(conv.weight)
-    slope = images(8, 20, 16 // stride, -(-15 // stride), seed=1)
-    errors = []
-    expected = torch.autograd.grad(exact(x.double()), exact.weight, slope)[0]
-    for way in (partial(fused_depthwise, conv=conv), conv):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = way(x)
-        assert out.dtype == torch.bfloat16
-        of_x, found = torch.autograd.grad(out, (x, conv.weight), slope.bfloat16())
-        assert of_x.dtype == found.dtype == torch.float32
-        errors.append(float((found - expected).norm() / expected.norm()))
-    assert errors[0] < 0.01
-    assert errors[0] < 2 * errors[1]
-
-
 def test_a_second_derivative_is_refused_where_it_would_be_wrong():
     x = images(2, 3, 5, 5).requires_grad_()
-    conv = nn.Conv2d(3, 3, 5, padding=2, groups=3, bias=False).double()
-    (parts,) = parts_of(x, torch.ones(1, 1, dtype=torch.float64), [[0]], None)
-    for out in (fused_depthwise(x, conv), sum_of(parts), box_mean(x)):
+    (parts,) = parts_of(x, torch.ones(1, 1, dtype=torch.float64), [[0]])
+    for out in (sum_of(parts), box_mean(x)):
         (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             slope.sum().backward()
-
-
-def test_what_the_library_does_well_is_left_to_it(monkeypatch):
-    monkeypatch.setattr("bayesarch.nets.depthwise._Fused", None)  # to call it would fail
-    x, words = torch.rand(2, 4, 6, 6), {"groups": 4, "bias": False}
-    for conv in (nn.Conv2d(4, 4, 3, padding=1, **words), nn.Conv2d(4, 4, (3, 5), padding=(1, 2), **words),
-                 nn.Conv2d(4, 4, 9, padding=4, **words)):  # fmt: skip
-        assert is_depthwise(conv)
-        assert torch.equal(fused_depthwise(x, conv), conv(x))
-    with pytest.raises(AttributeError):
-        fused_depthwise(x, nn.Conv2d(4, 4, 3, 2, padding=1, **words))
 
 
 def test_a_sum_of_two_types_is_of_the_wider():
     """Under autocast a node may take what a convolution gives, in bf16, beside features that stayed as they were."""
     narrow = images(2, 3, 4, 5, dtype=torch.bfloat16).requires_grad_()
     wide, gates = images(2, 3, 4, 5, dtype=torch.float32, seed=1).requires_grad_(), torch.rand(1, 2)
-    parts = [parts_of(narrow, gates, [[0]], None)[0][0], parts_of(wide, gates, [[1]], None)[0][0]]
+    parts = [parts_of(narrow, gates, [[0]])[0][0], parts_of(wide, gates, [[1]])[0][0]]
     for order in (parts, parts[::-1]):
         out = sum_of(order)
         assert out.dtype == torch.float32
@@ -223,7 +173,7 @@ def test_a_sum_of_two_types_is_of_the_wider():
 
 
 def test_running_moments_that_a_kernel_cannot_write_to_are_refused():
-    x, ones = images(2, 3, 4, 5, dtype=torch.float32), torch.ones(1, 1)
+    x = images(2, 3, 4, 5, dtype=torch.float32)
     for mean in (
         torch.zeros(3, dtype=torch.float64),
         torch.zeros(4),
@@ -231,7 +181,7 @@ def test_running_moments_that_a_kernel_cannot_write_to_are_refused():
         torch.zeros(3).bfloat16(),
     ):
         with pytest.raises(ValueError, match=r"3 values of torch\.float32 in a row"):
-            parts_of(x, ones, [[0]], Norm(torch.zeros(3), mean, 0.1, 1e-5))
+            moments_of(x, Norm(torch.zeros(3), mean, 0.1, 1e-5))
 
 
 def test_gradients_that_do_not_lie_in_rows_are_taken_too():
@@ -241,14 +191,14 @@ def test_gradients_that_do_not_lie_in_rows_are_taken_too():
     one = torch.ones((), dtype=torch.float64)
     slopes = [one.expand(2, 3, 4, 5), images(2, 3, 4, 5).contiguous(), wide[:, 3:6], images(2, 3, 4, 10)[:, :, :, ::2]]
     for slope in [*slopes, images(2, 3, 1, 1).expand(2, 3, 4, 5)]:
-        (parts,) = parts_of(x, gates, [[0]], None)
+        (parts,) = parts_of(x, gates, [[0]])
         (mine,) = torch.autograd.grad(sum_of(parts), x, slope)
         torch.testing.assert_close(mine, gates[0, 0] * slope)
     one_image = images(1, 3, 4, 5).requires_grad_()
     flat = images(1, 3, 1, 1).expand(1, 3, 4, 5)  # channels lie together, pixels on one another
-    (parts,) = parts_of(one_image, gates, [[0]], None)
+    (parts,) = parts_of(one_image, gates, [[0]])
     torch.testing.assert_close(torch.autograd.grad(sum_of(parts), one_image, flat)[0], gates[0, 0] * flat)
-    (parts,) = parts_of(wide[:, 3:6], gates, [[0]], None)
+    (parts,) = parts_of(wide[:, 3:6], gates, [[0]])
     torch.testing.assert_close(sum_of(parts), gates[0, 0] * wide[:, 3:6])
 
 
@@ -258,7 +208,7 @@ def test_features_are_kept_where_a_gradient_reads_them(normed, moving):
     """A pass for weights alone holds nothing of an option that ends without a norm."""
     x, gates = images(2, 3, 4, 5).requires_grad_(), torch.rand(1, 1, dtype=torch.float64, requires_grad=moving)
     norm = Norm(*torch.ones(2, 3, dtype=torch.float64), 0.1, 1e-5) if normed else None
-    ((part,),) = parts_of(x, gates, [[0]], norm)
+    ((part,),) = parts_of(x, gates, [[0]], norm and moments_of(x, norm))
     kept = part.stands.grad_fn.saved_tensors[0]
     assert (kept is not None) == (normed or moving)
     expected = passed(naive, x.detach(), gates.detach(), [[0]], normed)[1]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets import Supernet, dense
 from bayesarch.nets.dense import fused_dense, is_dense
-from bayesarch.nets.kernels import filtered_conv, pays, winograd
+from bayesarch.nets.kernels import arguments, filtered_conv, pays, winograd
 from bayesarch.spaces import SPACES
 from helpers import images, needs_cc, on_threads
 
@@ -105,7 +105,7 @@ def test_each_thread_of_python_works_in_memory_of_its_own():
     def work(pair):
         out = filtered_conv(*pair)
         both_there.wait()  # neither has ended, so that neither's memory can be the other's
-        return out, winograd._KEPT.rooms[torch.float64].data_ptr()
+        return out, arguments._KEPT.rooms[torch.float64].data_ptr()
 
     with ThreadPoolExecutor(2) as pool:
         (one, here), (other, there) = pool.map(work, given)

@@ -240,7 +240,7 @@ class MixedCell(nn.Module):
                 users.setdefault(op.fused or op.free, []).append((g, target))
         risen, plain = fan(h, len(leaves.stacks), len(users))
         for (free, mine), x in zip(users.items(), plain, strict=True):
-            (made,) = parts_of(free(x), gates, [[g for g, _ in mine]], None)
+            (made,) = parts_of(free(x), gates, [[g for g, _ in mine]])
             parts.extend(zip([target for _, target in mine], made, strict=True))
         for key, x in zip(leaves.stacks, risen, strict=True):
             stack = self.stacks[key]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesarch.nets.dense import fused_dense
-from bayesarch.nets.kernels import Norm, Part, parts_of
+from bayesarch.nets.kernels import Norm, Part, moments_of, parts_of
 
 __all__ = ["ConvStack", "Growth"]
 
@@ -122,7 +122,7 @@ class ConvStack(nn.Module):
         y = fused_dense(h, self._weight(rows))
         mean, var = self._moments(rows)
         norm = Norm(mean.view(-1), var.view(-1), self.momentum, EPS)
-        parts = parts_of(y, gates, [(self.columns[row],) for row in rows], norm)
+        parts = parts_of(y, gates, [(self.columns[row],) for row in rows], moments_of(y, norm))
         if len(rows) < len(self.columns):
             self._moved(rows, mean, var)
         return [(self.targets[row], mine[0]) for row, mine in zip(rows, parts, strict=True)]

@@ -9,15 +9,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bayesarch.nets.kernels import SIDES, depthwise_gradients
-
-__all__ = ["depthwise", "fused_depthwise", "is_depthwise", "keeps_size"]
-
-SMALLEST = 3
-"""Side of kernels whose gradients the library computes well, where they are not dilated."""
+__all__ = ["depthwise", "is_depthwise", "keeps_size"]
 
 
 def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeGuard[nn.Conv2d]:
@@ -54,19 +48,6 @@ def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return out
 
 
-def fused_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Return the same on a CPU, at any stride and in bf16 too, gradients by code of ours."""
-    side, (dilation, stride) = conv.kernel_size[0], (conv.dilation[0], conv.stride[0])
-    well_done = side <= SMALLEST and dilation == stride == 1  # by the library
-    if well_done or side not in SIDES or conv.kernel_size != (side, side):
-        given: Tensor = conv(x)
-        return given
-    if torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))
-    out: Tensor = _Fused.apply(x, conv.weight, dilation, stride)
-    return out
-
-
 class _Depthwise(torch.autograd.Function):
     """Depthwise convolution whose output has the size of its input."""
 
@@ -82,27 +63,6 @@ class _Depthwise(torch.autograd.Function):
         of_x = _same(gradient, weight.flip(2, 3), ctx.dilation) if ctx.needs_input_grad[0] else None
         of_weight = kernel_gradient(x, gradient, weight, ctx.dilation) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, None
-
-
-class _Fused(torch.autograd.Function):
-    """The same, or every s-th pixel of it, once: the gradients that code of ours computes have none of their own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.dilation, ctx.stride = dilation, stride
-        return _same(x, weight.to(x.dtype), dilation, stride)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        of_x, wanted = None, list(ctx.needs_input_grad[:2])
-        if wanted[0] and ctx.stride == 1:  # which the library's forward pass does as fast
-            of_x, wanted[0] = _same(gradient, weight.flip(2, 3).to(x.dtype), ctx.dilation), False
-        sizes = {"dilation": ctx.dilation, "stride": ctx.stride}
-        found, of_weight = depthwise_gradients(x, gradient, weight, **sizes, wanted=wanted)
-        return of_x if found is None else found, of_weight, None, None
 
 
 def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -123,9 +83,9 @@ def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) 
     return found
 
 
-def _same(x: Tensor, weight: Tensor, dilation: int, stride: int = 1) -> Tensor:
+def _same(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     padding = [dilation * (side - 1) // 2 for side in weight.shape[2:]]
-    return F.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation, groups=x.shape[1])
+    return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=x.shape[1])
 
 
 def _interleaved(x: Tensor, d: int) -> Tensor:

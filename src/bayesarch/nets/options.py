@@ -9,17 +9,15 @@ dilated depthwise convolutions (`depthwise.py`), and the gate as the scale of th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.dense import fused_dense, is_dense
-from bayesarch.nets.depthwise import depthwise, fused_depthwise, is_depthwise
+from bayesarch.nets.by_kernels import by_kernels, chain_of, is_bare_norm, usual
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Norm, fan, norm_relu, parts_of, window_max
-from bayesarch.nets.operations import Free, Halving, operation_module
+from bayesarch.nets.kernels import Chain, Norm, fan, moments_of, norm_relu, parts_of, separable_parts
+from bayesarch.nets.operations import operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 from bayesarch.spaces import Space
@@ -109,7 +107,7 @@ class Options(nn.Module):
                     yield target, module(h * _gate(gates, g, h.ndim))
                 continue
             layers = _layers(module)
-            if gates is not None and gates.shape[0] == 1 and len(used) == 1 and _is_bare_norm(layers[-1]):
+            if gates is not None and gates.shape[0] == 1 and len(used) == 1 and is_bare_norm(layers[-1]):
                 ((g, target),) = used
                 yield target, _scaled(begun.finished(layers[:-1]), layers[-1], gates[0, g])
                 continue
@@ -132,10 +130,22 @@ class Options(nn.Module):
             if source == node and used:
                 leaving.append((used, self.modules_of[key]))
         begun = _BegunByKernels(h, [_layers(module) for _, module in leaving])
+        together: dict[tuple[int, int], list[tuple[str, Chain, Tensor]]] = {}
         for used, module in leaving:
-            layers, norm = _ending(module)
-            (parts,) = parts_of(begun.finished(layers), gates, [[g for g, _ in used]], norm)
+            layers, x = begun.left(_layers(module))
+            chain = chain_of(layers, used[0][0]) if len(used) == 1 else None
+            if chain is not None:  # what lies at the same place is the same
+                together.setdefault((x.data_ptr(), chain.pairs[0].stride), []).append((used[0][1], chain, x))
+                continue
+            x, moments = by_kernels(layers, x)
+            (parts,) = parts_of(x, gates, [[g for g, _ in used]], moments)
             yield from zip([target for _, target in used], parts, strict=True)
+        for alike in together.values():
+            targets, chains, inputs = zip(*alike, strict=True)
+            x = inputs[0]
+            if torch.is_autocast_enabled("cpu"):
+                x = x.to(torch.get_autocast_dtype("cpu"))
+            yield from zip(targets, separable_parts(x, gates, chains), strict=True)
 
     def hand_over(self, other: "Options") -> None:
         """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""
@@ -160,12 +170,16 @@ class _Begun:
 
     def finished(self, layers: list[nn.Module]) -> Tensor:
         """Return what an option's layers give."""
+        return self.through(*self.left(layers))
+
+    def left(self, layers: list[nn.Module]) -> tuple[list[nn.Module], Tensor]:
+        """Return those of an option's layers that are left to do, and what they take."""
         first, second = (*layers, None, None)[:2]
         if isinstance(first, nn.ReLU):
-            return self.through(layers[1:], self.rectified())
+            return layers[1:], self.rectified()
         if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
-            return self.through(layers[2:], self._of_norm(first))
-        return self.through(layers, self.plain())
+            return layers[2:], self._of_norm(first)
+        return layers, self.plain()
 
     def plain(self) -> Tensor:
         """Return the features."""
@@ -187,7 +201,7 @@ class _Begun:
     def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
         """Return what layers give."""
         for layer in layers:
-            x = convolved(self._thinned(x, layer), layer) if sees_every_other(layer) else _usual(layer, x)
+            x = convolved(self._thinned(x, layer), layer) if sees_every_other(layer) else usual(layer, x)
         return x
 
     def _thinned(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -238,29 +252,9 @@ class _BegunByKernels(_Begun):
 
     def normalised(self, norm: Norm) -> Tensor:
         if self._normed is None:
-            self._normed = iter(fan(norm_relu(self.plain(), norm), 0, self.count)[1])
+            x = self.plain()
+            self._normed = iter(fan(norm_relu(x, moments_of(x, norm)), 0, self.count)[1])
         return next(self._normed)
-
-    def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
-        while layers:
-            layer, *layers = layers
-            norm = _told(layer) if layers and isinstance(layers[0], nn.ReLU) else None
-            if norm is not None:
-                x, layers = norm_relu(x, norm), layers[1:]
-            elif is_depthwise(layer, strides=(1, 2)):
-                x = fused_depthwise(x, layer)
-            elif is_dense(layer) and layer.stride == (1, 1):
-                x = fused_dense(x, layer.weight, layer.dilation[0])
-            elif sees_every_other(layer):
-                x = thinned(x, layer.dilation[0])
-                x = fused_dense(x, layer.weight) if is_dense(layer) else convolved(x, layer)
-            elif isinstance(layer, Free) and layer.kernel is not None:
-                x = layer.kernel(x)
-            elif (stride := _window_stride(layer)) is not None:
-                x = window_max(x, stride)
-            else:
-                x = _usual(layer, x)
-        return x
 
 
 def in_supernet(module: nn.Module, x: Tensor) -> Tensor:
@@ -268,50 +262,8 @@ def in_supernet(module: nn.Module, x: Tensor) -> Tensor:
     return _Begun(x).through(_layers(module), x)
 
 
-def _usual(layer: nn.Module, x: Tensor) -> Tensor:
-    if is_depthwise(layer) and layer.dilation[0] > 1:
-        return depthwise(x, layer)
-    if isinstance(layer, Halving):
-        return layer.at_once(x)
-    out: Tensor = layer(x)
-    return out
-
-
-def _window_stride(layer: nn.Module) -> int | None:
-    """Return the stride of maximal pooling as operations have it; None: another layer."""
-    sizes = (3, 1, 1, False, False)
-    if not isinstance(layer, nn.MaxPool2d) or not isinstance(layer.stride, int):
-        return None
-    given = (layer.kernel_size, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
-    return layer.stride if given == sizes else None
-
-
 def _layers(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, nn.Sequential) else [module]
-
-
-def _ending(module: nn.Module) -> tuple[list[nn.Module], Norm | None]:
-    """Return an option's layers without the norm that it ends with, and that norm, which has been told of a batch."""
-    layers = _layers(module)
-    norm = _told(layers[-1])
-    return layers if norm is None else layers[:-1], norm
-
-
-def _told(layer: nn.Module) -> Norm | None:
-    """Return a layer that is a norm without scale and shift, in training, having told it of a batch; or None."""
-    if not _is_bare_norm(layer) or not layer.training:
-        return None
-    assert layer.momentum is not None
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    layer.num_batches_tracked.add_(1)
-    return Norm(layer.running_mean, layer.running_var, layer.momentum, layer.eps)
-
-
-def _is_bare_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Return whether a layer is a norm without scale and shift."""
-    return isinstance(layer, nn.BatchNorm2d) and not layer.affine and layer.momentum is not None
 
 
 def _scaled(x: Tensor, norm: nn.BatchNorm2d, gate: Tensor) -> Tensor:

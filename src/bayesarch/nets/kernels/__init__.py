@@ -1,31 +1,38 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
-from bayesarch.nets.kernels.images import SIDES, box_mean, depthwise_gradients, window_max
+from bayesarch.nets.kernels.images import box_mean, window_max
 from bayesarch.nets.kernels.rows import (
+    Moments,
     Norm,
     Part,
     fan,
     fits,
+    moments_of,
     norm_relu,
     parts_of,
     sum_of,
 )
+from bayesarch.nets.kernels.separable import SIDES, Chain, Pair, separable_parts
 from bayesarch.nets.kernels.winograd import filtered_conv, pays
 
 __all__ = [
     "SIDES",
+    "Chain",
+    "Moments",
     "Norm",
+    "Pair",
     "Part",
     "box_mean",
-    "depthwise_gradients",
     "fan",
     "filtered_conv",
     "fits",
     "library",
+    "moments_of",
     "norm_relu",
     "parts_of",
     "pays",
+    "separable_parts",
     "sum_of",
     "window_max",
 ]

@@ -1,18 +1,29 @@
 """What kernels are told of tensors: types, how rows of channels lie, addresses, threads."""
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "in_rows", "ints", "longs", "pointer", "pointers", "step", "threads", "working"]
+__all__ = ["BLOCK", "in_rows", "ints", "longs", "pointer", "pointers", "room", "step", "threads", "working"]
 
 BLOCK = 16
 """Values that are whole blocks of the kernels on any machine."""
 SMALL = 2**15
 """Values that one thread deals with, as in torch."""
+
+
+class _Kept(threading.local):
+    """What kernels of one thread of Python have worked in, by type."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[torch.dtype, Tensor] = {}
+
+
+_KEPT = _Kept()
 
 
 def working(dtype: torch.dtype) -> torch.dtype:
@@ -64,3 +75,11 @@ def ints(numbers: Sequence[int]) -> Any:
 def longs(numbers: Sequence[int]) -> Any:
     """Return C integers of 64 bits."""
     return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def room(count: int, dtype: torch.dtype) -> ctypes.c_void_p:
+    """Return where so many numbers lie that a kernel works in. They are kept, since new ones would be new pages."""
+    kept = _KEPT.rooms.get(dtype)
+    if kept is None or kept.numel() < count:
+        kept = _KEPT.rooms[dtype] = torch.empty(count, dtype=dtype)
+    return pointer(kept)

@@ -1,20 +1,16 @@
-"""Means and maxima over windows, and gradients of depthwise convolutions, on images with their channels last."""
+"""Means and maxima over windows, on images with their channels last."""
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bayesarch.nets.kernels.arguments import pointer, threads, working
+from bayesarch.nets.kernels.arguments import pointer, threads
 from bayesarch.nets.kernels.build import kernel
 
-__all__ = ["SIDES", "box_mean", "depthwise_gradients", "window_max"]
-
-SIDES = (3, 5, 7)
-"""Sides of depthwise kernels."""
+__all__ = ["box_mean", "window_max"]
 
 
 def box_mean(x: Tensor) -> Tensor:
@@ -35,36 +31,6 @@ def window_max(x: Tensor, stride: int = 1) -> Tensor:
     """
     out: Tensor = _Top.apply(x, stride)
     return out
-
-
-def depthwise_gradients(
-    x: Tensor, slope: Tensor, weight: Tensor, *, dilation: int, stride: int, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of a depthwise convolution: of its input, shape and type of `x`, and of its kernels.
-
-    Args:
-        x: what was convolved, shape (B, C, H, W).
-        slope: the gradient of the output, shape (B, C, ceil(H / stride), ceil(W / stride)).
-        weight: the kernels, shape (C, 1, k, k), k of `SIDES`.
-        dilation: d; x is padded by d (k - 1) / 2 zeros.
-        stride: along both axes.
-        wanted: which of the two; the other is None.
-    """
-    x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope.to(x.dtype)))
-    images, channels, height, width = x.shape
-    side = weight.shape[2]
-    sizes = (ctypes.c_int64(images), height, width, *slope.shape[2:], channels, side, dilation, stride)
-    sizes = (*sizes, threads(x.numel()))
-    of_x, of_weight = None, None
-    if wanted[0]:
-        taps = weight.detach().to(working(x.dtype)).permute(2, 3, 1, 0).contiguous()
-        of_x = torch.empty_like(x)
-        kernel("depth_back", x.dtype)(*sizes, pointer(slope), pointer(taps), pointer(of_x))
-    if wanted[1]:
-        found = torch.empty(side, side, channels, dtype=torch.float64)
-        kernel("depth_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), pointer(found))
-        of_weight = found.permute(2, 0, 1).unsqueeze(1).to(weight.dtype).contiguous()
-    return of_x, of_weight
 
 
 class _Box(torch.autograd.Function):

@@ -33,6 +33,32 @@
 #define INLINE static inline __attribute__((always_inline))
 #define OWN __attribute__((noinline))
 
+/* Keep a block in a register: compilers would rather load it again for each product. */
+#if BLOCK == 16 && defined(__AVX512F__) && !defined(OF_f64)
+#define HELD(v) __asm__("" : "+v"(v));
+#elif BLOCK == 8 && defined(__AVX__) && !defined(OF_f64)
+#define HELD(v) __asm__("" : "+x"(v));
+#else
+#define HELD(v)
+#endif
+
+/* Store a block past the caches, where a register holds it. */
+#if defined(__AVX512F__) && BLOCK == 16 && defined(OF_f32)
+#define PAST(to, row) _mm512_stream_ps(to, (__m512)(row))
+#elif defined(__AVX__) && BLOCK == 8 && defined(OF_f32)
+#define PAST(to, row) _mm256_stream_ps(to, (__m256)(row))
+#elif defined(__AVX__) && BLOCK == 16 && defined(OF_bf16)
+#define PAST(to, row) _mm256_stream_si256((__m256i *)(to), (__m256i)(row))
+#endif
+#ifdef PAST
+#include <immintrin.h>
+#define PASSED _mm_sfence()
+#else
+#define PASSED
+#endif
+
+#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
+
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
 typedef double doubles __attribute__((vector_size(8 * BLOCK)));
 typedef uint32_t words __attribute__((vector_size(4 * BLOCK)));
@@ -86,8 +112,9 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 
 #include "block.h"
 #include "rows.h"
-#include "depthwise.h"
 #include "images.h"
+#include "separable.h"
+#include "pairs.h"
 #ifndef OF_bf16 /* the library computes these in bf16, which is faster */
 #include "winograd.h"
 #endif

@@ -1,5 +1,16 @@
 /* Passes over rows of channels: moments, gated sums, sums of gradients. Part of rows.c. */
 
+/* Set mean[c] and inv[c], where there are `rows` values and `square` is the sum of their squared distances to their
+   `middle`, and move the running moments. */
+static void told(double middle, double square, double rows, int c, double eps, double momentum, A *running_mean,
+                 A *running_var, double *mean, double *inv) {
+  double var = square < 0 ? 0 : square / rows;
+  mean[c] = middle;
+  inv[c] = 1 / sqrt(var + eps);
+  running_mean[c] += momentum * (middle - running_mean[c]);
+  running_var[c] += momentum * (var * rows / (rows > 1 ? rows - 1 : 1) - running_var[c]);
+}
+
 /* Moments over rows: mean[c], and inv[c] = 1 / sqrt(variance + eps). Running moments go `momentum` of the way there, the
    variance by its unbiased estimate. Sums are of differences to the first row, so that little cancels. */
 void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,
@@ -20,12 +31,8 @@ void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, 
 #undef WORK
   for (int c = 0; c < channels; c++) {
     double shift = whole(sums, size, threads, c) / rows;
-    double var = whole(sums, size, threads, channels + c) / rows - shift * shift;
-    var = var < 0 ? 0 : var;
-    mean[c] = get(x + c, 1)[0] + shift;
-    inv[c] = 1 / sqrt(var + eps);
-    running_mean[c] += momentum * (mean[c] - running_mean[c]);
-    running_var[c] += momentum * (var * rows / (rows > 1 ? rows - 1 : 1) - running_var[c]);
+    double square = whole(sums, size, threads, channels + c) - shift * shift * rows;
+    told(get(x + c, 1)[0] + shift, square, rows, c, eps, momentum, running_mean, running_var, mean, inv);
   }
   free(sums);
 }

@@ -32,7 +32,7 @@ from bayesarch.nets.kernels.arguments import (
 )
 from bayesarch.nets.kernels.build import TYPES, kernel
 
-__all__ = ["Norm", "Part", "fan", "fits", "norm_relu", "parts_of", "sum_of"]
+__all__ = ["Moments", "Norm", "Part", "check_running", "fan", "fits", "moments_of", "norm_relu", "parts_of", "sum_of"]
 
 
 class Norm(NamedTuple):
@@ -85,20 +85,21 @@ def fits(h: Tensor, gates: Tensor) -> bool:
     )
 
 
-def parts_of(x: Tensor, gates: Tensor, users: Sequence[Sequence[int]], norm: Norm | None) -> list[list[Part]]:
+def parts_of(
+    x: Tensor, gates: Tensor, users: Sequence[Sequence[int]], moments: Moments | None = None
+) -> list[list[Part]]:
     """Return what x brings to nodes, through gates.
 
     Args:
         x: what options compute, side by side: shape (B, S C, H, W).
         gates: shape (1, G).
         users: for each of the S options, the columns of the gates that it goes through, one for each node it goes to.
-        norm: what all S C channels are normalised by; None: by nothing.
+        moments: what all S C channels are normalised by; None: by nothing.
 
     Returns:
         A list of parts for each option, in the order of its columns.
     """
     x, gates = in_rows(x), gates.contiguous()
-    moments = None if norm is None else _moments(x.detach(), norm)
     stand: tuple[Tensor, ...] = _Leave.apply(x, gates, users, moments)
     width, found, place = x.shape[1] // len(users), [], 0
     for s, columns in enumerate(users):
@@ -134,10 +135,9 @@ def fan(x: Tensor, risen: int, plain: int) -> tuple[list[Tensor], list[Tensor]]:
     return list(found[:risen]), list(found[risen:])
 
 
-def norm_relu(x: Tensor, norm: Norm) -> Tensor:
+def norm_relu(x: Tensor, moments: Moments) -> Tensor:
     """Return the positive part of x normalised by the moments of its channels, shape of x, channels last."""
-    x = in_rows(x)
-    out: Tensor = _Rise.apply(x, _moments(x.detach(), norm))
+    out: Tensor = _Rise.apply(in_rows(x), moments)
     return out
 
 
@@ -294,25 +294,20 @@ class _Rise(torch.autograd.Function):
         return dx, None
 
 
-def _moments(x: Tensor, norm: Norm) -> Moments:
-    """Return the moments of x, and move the running ones.
+def moments_of(x: Tensor, norm: Norm) -> Moments:
+    """Return the moments of x, shape (B, C, H, W), and move the running ones.
 
     Raises:
         ValueError: if those are not what the kernel writes to.
     """
+    x = in_rows(x.detach())
     channels = x.shape[1]
-    for running in (norm.mean, norm.var):
-        if running.dtype != working(x.dtype) or running.shape != (channels,) or not running.is_contiguous():
-            raise ValueError(
-                f"running moments of {x.dtype} features are {channels} values of {working(x.dtype)} in a row; got "
-                f"{tuple(running.shape)} of {running.dtype}"
-            )
-    rows = x.numel() // channels
+    check_running(norm, x.dtype, channels)
     mean, inv = torch.empty(2, channels, dtype=torch.float64)
     kernel("moments", x.dtype)(
         pointer(x),
         ctypes.c_int64(step(x)),
-        ctypes.c_int64(rows),
+        ctypes.c_int64(x.numel() // channels),
         channels,
         threads(x.numel()),
         ctypes.c_double(norm.eps),
@@ -323,3 +318,17 @@ def _moments(x: Tensor, norm: Norm) -> Moments:
         pointer(inv),
     )
     return Moments(mean, inv)
+
+
+def check_running(norm: Norm, dtype: torch.dtype, channels: int) -> None:
+    """Refuse running moments that a kernel cannot write to.
+
+    Raises:
+        ValueError: if they are not so many values in a row of what features of this type are computed in.
+    """
+    for running in (norm.mean, norm.var):
+        if running.dtype != working(dtype) or running.shape != (channels,) or not running.is_contiguous():
+            raise ValueError(
+                f"running moments of {dtype} features are {channels} values of {working(dtype)} in a row; got "
+                f"{tuple(running.shape)} of {running.dtype}"
+            )

@@ -20,7 +20,6 @@
 #define FEWER 4   /* where so many are not left */
 #define PER (OUTS / BLOCK)
 #define ROOM 1728 /* tiles times channels that are dealt with together: what is made of them stays in the nearer caches */
-#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 
 /* B' d, for six values. */
 INLINE void seen(const V *d, V *v) {
@@ -194,7 +193,10 @@ INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n
   EACH(t, n) EACH(l, PER) sum[t][l] = (V){0};
   for (int c = 0; c < in; c++, u += OUTS) {
     V by[PER];
-    EACH(l, PER) by[l] = get(u + l * BLOCK, BLOCK);
+    EACH(l, PER) {
+      by[l] = get(u + l * BLOCK, BLOCK);
+      HELD(by[l])
+    }
     EACH(t, n) {
       A of = v[(int64_t)t * in + c];
       EACH(l, PER) sum[t][l] += of * by[l];
@@ -210,7 +212,10 @@ INLINE void outer(const A *z, const A *v, A *to, int count, int out, int wide, c
   EACH(o, n) EACH(l, PER) sum[o][l] = (V){0};
   for (int t = 0; t < count; t++) {
     V by[PER];
-    EACH(l, PER) by[l] = get(v + (int64_t)t * wide + l * BLOCK, BLOCK);
+    EACH(l, PER) {
+      by[l] = get(v + (int64_t)t * wide + l * BLOCK, BLOCK);
+      HELD(by[l])
+    }
     EACH(o, n) {
       A of = z[(int64_t)t * out + o];
       EACH(l, PER) sum[o][l] += of * by[l];

@@ -16,14 +16,13 @@ Convolutional Neural Networks", CVPR 2016, equation 8.
 """
 
 import ctypes
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bayesarch.nets.kernels.arguments import pointer, threads
+from bayesarch.nets.kernels.arguments import pointer, room, threads
 from bayesarch.nets.kernels.build import kernel, library
 
 __all__ = ["filtered_conv", "pays"]
@@ -34,16 +33,6 @@ FEWEST = 16
 """Channels from which it is taken: below, what goes through the points is most of the work."""
 SHARE = 0.4
 """Of the products of a plain convolution, at most: where tiles reach far over the edges of images, more are left."""
-
-
-class _Kept(threading.local):
-    """What convolutions of one thread of Python have worked in, by type."""
-
-    def __init__(self) -> None:
-        self.rooms: dict[torch.dtype, Tensor] = {}
-
-
-_KEPT = _Kept()
 
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
@@ -122,14 +111,10 @@ def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, dilation: int) -> Tens
 
 
 def _room(ins: int, outs: int, parts: int, dtype: torch.dtype) -> ctypes.c_void_p:
-    """Return what so many threads work in. It is kept, since new memory would be new pages each time."""
+    """Return what so many threads work in."""
     needed = library(dtype).winograd_room
     needed.restype = ctypes.c_int64
-    count: int = parts * needed(ins, outs)
-    kept = _KEPT.rooms.get(dtype)
-    if kept is None or kept.numel() < count:
-        kept = _KEPT.rooms[dtype] = torch.empty(count, dtype=dtype)
-    return pointer(kept)
+    return room(parts * needed(ins, outs), dtype)
 
 
 def _last(x: Tensor) -> Tensor:

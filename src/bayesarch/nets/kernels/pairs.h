@@ -1,0 +1,242 @@
+/* Units of a depthwise and a 1 x 1 convolution, and all their gradients, by the parts in separable.h. Part of rows.c. */
+
+/* An image's rows of an output, of what lies between; to sums, where moments are wanted: the first of all values that a
+   thread makes, then those of values less that, and of their squares. */
+static void put_out(const Plan *p, const Pair *pair, const Bench *d, T *y, int begins, double *sums) {
+  int out = pair->unit->out, outs = columns_of(out);
+  int pixels = p->out_height * p->out_width, room = p->band * p->out_width;
+  for (int first = 0; first < pixels; first += room) {
+    int count = pixels - first < room ? pixels - first : room;
+    for (int o = 0; o < out; o += COLUMNS)
+      points(d->between + first, pixels, p->in, pair->point + (int64_t)o * p->in, count,
+             d->out + (int64_t)o / BLOCK * room, room);
+    put_rows(d->out, room, out, count, y + (int64_t)first * out, 1);
+    for (int o = 0; o < out && sums; o += BLOCK) {
+      const V *mine = d->out + (int64_t)o / BLOCK * room;
+      if (begins && !first) add(sums + o, mine[0], BLOCK);
+      V from = {0}, s[2] = {{0}}, q[2] = {{0}};
+      for (int j = 0; j < BLOCK; j++) from[j] = sums[o + j];
+      for (int t = 0; t < count; t++) {
+        V away = mine[t] - from;
+        s[t % 2] += away;
+        q[t % 2] += away * away;
+      }
+      add(sums + outs + o, s[0] + s[1], BLOCK);
+      add(sums + 2 * outs + o, q[0] + q[1], BLOCK);
+    }
+  }
+}
+
+/* Moments of a unit's output, from what each thread has of it. */
+static void tell(const Plan *p, const Unit *u, const double *sums) {
+  int outs = columns_of(u->out);
+  for (int c = 0; c < u->out; c++) {
+    double n = 0, middle = 0, square = 0; /* of what has been counted: mean, and sum of squared distances to it */
+    for (int thread = 0; thread < p->threads; thread++) {
+      const double *mine = sums + (size_t)3 * outs * thread + c;
+      int64_t some = p->images * (thread + 1) / p->threads - p->images * thread / p->threads;
+      double m = (double)some * p->out_height * p->out_width;
+      if (!some) continue;
+      double shift = mine[outs] / m, away = mine[0] + shift - middle;
+      square += mine[2 * outs] - shift * shift * m + away * away * n * m / (n + m);
+      middle += away * m / (n + m);
+      n += m;
+    }
+    told(middle, square, n, c, u->eps, u->momentum, u->running_mean, u->running_var, u->mean, u->inv);
+  }
+}
+
+/* Outputs of n units of x, or, with moments, of the positive part of x normalised. `own` are separable_room(..) numbers. */
+void separable(int n, const Unit *units, int64_t images, int height, int width, int in, int stride, int threads,
+               const T *x, int64_t step, const double *mean, const double *inv, A *own) {
+  Plan p = plan_of(n, units, images, height, width, in, stride, threads);
+  Pair *pairs = malloc(n * sizeof(Pair));
+  V *first = aligned(own);
+  prepare(&p, units, pairs, (A *)first, mean, inv, 0);
+  size_t size = (size_t)3 * p.widest * threads;
+  double *sums = calloc(size * n, sizeof(double));
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
+  for (int thread = 0; thread < threads; thread++) {
+    Bench d = bench_at(&p, first, thread);
+    int64_t begin = images * thread / threads;
+    for (int64_t b = begin; b < images * (thread + 1) / threads; b++) {
+      put_in(&p, &d, x + b * height * width * step, step);
+      for (int k = 0; k < n; k++) {
+        const Unit *u = units + k;
+        for (int c = 0; c < in; c += BLOCK) convolve(&p, pairs + k, &d, c);
+        put_out(&p, pairs + k, &d, u->y + b * p.out_height * p.out_width * u->out, b == begin,
+                u->mean ? sums + size * k + (size_t)3 * columns_of(u->out) * thread : 0);
+      }
+    }
+    PASSED;
+  }
+  for (int k = 0; k < n; k++)
+    if (units[k].mean) tell(&p, units + k, sums + size * k);
+  free(sums);
+  free(pairs);
+}
+
+/* For units whose outputs go to sums through gates: what their gradients are made of, and those of gates. */
+static void ends(const Plan *p, Pair *pairs, int n) {
+  int64_t rows = p->images * p->out_height * p->out_width;
+  size_t size = (size_t)2 * p->widest, all = size * n;
+  int threads = p->threads;
+  double *sums = calloc(all * threads, sizeof(double));
+#define ROW_OF(r, j, w)               \
+  V slope = get(g + (r) * u->step, w); \
+  total[j] += slope;                  \
+  product[j] += slope * (get(y + (r) * channels, w) - from);
+#define WORK(c, w)                                                   \
+  const T *g = u->g + c, *y = u->y + c;                              \
+  V from = get(y, w), total[4] = {{0}}, product[4] = {{0}};          \
+  ROWS(ROW_OF, w)                                                    \
+  add4(sums + all * t + size * k + c, total, w);                     \
+  add4(sums + all * t + size * k + p->widest + c, product, w);
+  CHUNKS(for (int k = 0; k < n; k++) {
+    const Unit *u = pairs[k].unit;
+    int channels = u->out;
+    if (u->gate && (u->mean || u->of_gate)) BLOCKS(WORK)
+  })
+#undef ROW_OF
+#undef WORK
+  for (int k = 0; k < n; k++) {
+    const Unit *u = pairs[k].unit;
+    for (int c = 0; c < u->out && u->gate; c++) {
+      double total = whole(sums, all, threads, size * k + c), product = whole(sums, all, threads, size * k + p->widest + c);
+      double from = get(u->y + c, 1)[0], inv = u->mean ? u->inv[c] : 1, mean = u->mean ? u->mean[c] : 0;
+      product = (product + (from - mean) * total) * inv;
+      pairs[k].own[c] = *u->gate * inv;
+      if (u->of_gate) *u->of_gate += product;
+      if (!u->mean) continue;
+      double slope = -inv * inv * *u->gate * product / rows; /* what goes through the moments of the batch */
+      pairs[k].along[c] = slope;
+      pairs[k].all[c] = -inv * *u->gate * total / rows - slope * mean;
+    }
+  }
+  free(sums);
+}
+
+/* The gradient of what lies between, from those of an image's output; and sums for the 1 x 1 kernels. */
+static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image) {
+  const Unit *u = pair->unit;
+  int64_t room = (int64_t)p->band * p->out_width, apart = (int64_t)p->out_height * p->span;
+  for (int y = 0; y < p->out_height; y += p->band) {
+    int lines = p->out_height - y < p->band ? p->out_height - y : p->band, count = lines * p->out_width;
+    int64_t from = (int64_t)y * p->out_width, row = image * p->out_height * p->out_width + from;
+    get_rows(u->g + row * u->step, u->step, u->out, count, d->out, room);
+    for (int o = 0; o < u->out && pair->own; o += BLOCK) {
+      V own = of(pair->own + o, BLOCK), all = of(pair->all + o, BLOCK), along = of(pair->along + o, BLOCK);
+      V *to = d->out + o / BLOCK * room;
+      if (!u->mean)
+        for (int t = 0; t < count; t++) to[t] *= own;
+      else if (u->out - o >= BLOCK)
+        for (int t = 0; t < count; t++) to[t] = own * to[t] + along * get(u->y + (row + t) * u->out + o, BLOCK) + all;
+      else
+        for (int t = 0; t < count; t++) {
+          T some[BLOCK] = {0};
+          for (int j = 0; j < u->out - o; j++) some[j] = u->y[(row + t) * u->out + o + j];
+          to[t] = own * to[t] + along * get(some, BLOCK) + all;
+        }
+    }
+    for (int i = 0; i < lines; i++)
+      for (int c = 0; c < p->in; c += COLUMNS)
+        points(d->out + i * p->out_width, room, u->out, pair->point + (int64_t)c * u->out, p->out_width,
+               d->slope + c / BLOCK * apart + (int64_t)(y + i) * p->span + p->left, apart);
+    if (u->dpoint) outer_points(p, u->out, d->out, room, d->between + from, count, d->point + pair->place);
+  }
+}
+
+/* Rows of the gradient of an image; with moments, of what is normalised, where that is positive, and sums of it and of it
+   times what is normalised. */
+static void up(const Plan *p, const Bench *d, T *dx, double *sums) {
+  int64_t pixels = (int64_t)p->height * p->width;
+  for (int c = 0; c < p->in && p->scale; c += BLOCK) {
+    V *g = d->grad + c / BLOCK * pixels, total = {0}, product = {0};
+    const V *row = d->in + (int64_t)(c / BLOCK) * p->height * p->wide + p->pad;
+    for (int v = 0; v < p->height; v++, row += p->wide, g += p->width)
+      for (int u = 0; u < p->width; u++) {
+        g[u] = where(row[u], g[u]);
+        total += g[u];
+        product += g[u] * row[u];
+      }
+    add(sums + c, total, BLOCK);
+    add(sums + p->columns + c, product, BLOCK);
+  }
+  put_rows(d->grad, pixels, p->in, pixels, dx, !p->scale);
+}
+
+/* What goes through the moments of the batch: from the gradient of what is normalised to that of x, in place. */
+static void settle(const Plan *p, int64_t rows, int threads, const T *x, int64_t step, const double *sums, size_t size,
+                   T *dx) {
+  int channels = p->in;
+  A *all = calloc(2 * (size_t)channels, sizeof(A)), *along = all + channels;
+  for (int c = 0; c < channels; c++) {
+    all[c] = -p->scale[c] * whole(sums, size, threads, c) / rows;
+    along[c] = -p->scale[c] * whole(sums, size, threads, p->columns + c) / rows;
+  }
+#define WORK(c, w)                                                                                      \
+  V scale = of(p->scale + c, w), shift = of(p->shift + c, w), m = of(all + c, w), k = of(along + c, w); \
+  for (int64_t r = start; r < end; r++) {                                                               \
+    T *to = dx + r * channels + c;                                                                      \
+    put(to, scale * get(to, w) + k * (scale * get(x + r * step + c, w) + shift) + m, w);                \
+  }
+  CHUNKS(BLOCKS(WORK))
+#undef WORK
+  free(all);
+}
+
+/* Gradients of the above: dx, the sum of those through all units (null: it is not wanted), and what they ask for. */
+void separable_back(int n, const Unit *units, int64_t images, int height, int width, int in, int stride, int threads,
+                    const T *x, int64_t step, const double *mean, const double *inv, A *own, T *dx) {
+  Plan p = plan_of(n, units, images, height, width, in, stride, threads);
+  Pair *pairs = malloc(n * sizeof(Pair));
+  V *first = aligned(own);
+  prepare(&p, units, pairs, (A *)first, mean, inv, 1);
+  ends(&p, pairs, n);
+  int wanted = 0;
+  size_t size = 2 * p.columns;
+  for (int k = 0; k < n; k++) {
+    size += (size_t)units[k].side * units[k].side * p.columns;
+    wanted |= units[k].dtaps || units[k].dpoint;
+  }
+  double *sums = calloc(size * threads, sizeof(double));
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
+  for (int thread = 0; thread < threads; thread++) {
+    Bench d = bench_at(&p, first, thread);
+    for (int64_t b = images * thread / threads; b < images * (thread + 1) / threads; b++) {
+      double *mine = sums + size * thread + 2 * p.columns;
+      if (mean || wanted) put_in(&p, &d, x + b * height * width * step, step);
+      for (int k = 0; k < n; k++) {
+        for (int c = 0; c < in && units[k].dpoint; c += BLOCK) convolve(&p, pairs + k, &d, c);
+        down(&p, pairs + k, &d, b);
+        for (int c = 0; c < in; c += BLOCK) {
+          if (units[k].dtaps) tap_sums(&p, pairs + k, &d, c, mine);
+          if (dx) convolve_back(&p, pairs + k, &d, c, k > 0);
+        }
+        mine += units[k].side * units[k].side * p.columns;
+      }
+      if (dx) up(&p, &d, dx + b * height * width * in, sums + size * thread);
+    }
+    PASSED;
+  }
+  size_t place = 2 * p.columns;
+  int64_t bench = lay(&p, 0, 0);
+  for (int k = 0; k < n; k++) {
+    int taps = units[k].side * units[k].side;
+    for (int c = 0; c < in; c++) {
+      for (int t = 0; t < taps && units[k].dtaps; t++) units[k].dtaps[c * taps + t] = whole(sums, size, threads, place + t * p.columns + c);
+      for (int o = 0; o < units[k].out && units[k].dpoint; o++) {
+        double sum = 0;
+        for (int thread = 0; thread < threads; thread++) {
+          const V *sums_of = first + p.head + (thread + 1) * bench - p.points + pairs[k].place;
+          sum += ((const lone *)sums_of)[(int64_t)o * p.columns + c];
+        }
+        units[k].dpoint[(int64_t)o * in + c] = sum;
+      }
+    }
+    place += (size_t)taps * p.columns;
+  }
+  if (dx && mean) settle(&p, images * height * width, threads, x, step, sums, size, dx);
+  free(sums);
+  free(pairs);
+}
