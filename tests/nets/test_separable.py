@@ -17,8 +17,9 @@ pytestmark = needs_cc
 LONE = [[(3, 1, True)]]
 DARTS = [[(3, 1, True), (3, 1, True)], [(5, 1, True), (5, 1, True)], [(3, 2, True)], [(5, 2, True)]]
 NORM_FIRST = [[(5, 1, True), (5, 1, False)], [(3, 1, False)], [(7, 3, False)]]
-KINDS = {"one": LONE, "darts": DARTS, "norms first": NORM_FIRST}
-"""Chains of (side, dilation, normed) of their pairs."""
+POINTS = [[(1, 1, True)], [(1, 1, False)], [(1, 1, True), (3, 1, True)], [(5, 2, False)]]
+KINDS = {"one": LONE, "darts": DARTS, "norms first": NORM_FIRST, "1 x 1 alone": POINTS}
+"""Chains of (side, dilation, normed) of their pairs; side 1: without a depthwise convolution."""
 
 
 def made(kind, channels, outs, dtype=torch.float64, stride=1):
@@ -29,11 +30,11 @@ def made(kind, channels, outs, dtype=torch.float64, stride=1):
         pairs, ins = [], channels
         for k, (side, dilation, normed) in enumerate(spec):
             seed = 10 * column + 2 * k
-            depth = (images(ins, 1, side, side, dtype=wide, seed=seed) / side).requires_grad_()
+            depth = None if side == 1 else (images(ins, 1, side, side, dtype=wide, seed=seed) / side).requires_grad_()
             point = (images(outs, ins, 1, 1, dtype=wide, seed=seed + 1) / ins**0.5).requires_grad_()
             norm = Norm(torch.full((outs,), 0.5, dtype=wide), torch.full((outs,), 2.0, dtype=wide), 0.3, 1e-5)
             pairs.append(Pair(depth, point, dilation, 1 if k else stride, norm if normed else None))
-            weights += [depth, point]
+            weights += [point] if depth is None else [depth, point]
             ins = outs
         chains.append(Chain(tuple(pairs), column))
     return chains, weights
@@ -44,8 +45,12 @@ def naive(x, gates, chains):
     for chain in chains:
         y = x
         for k, (depth, point, dilation, stride, norm) in enumerate(chain.pairs):
-            y, pad = F.relu(y) if k else y, dilation * (depth.shape[2] - 1) // 2
-            y = F.conv2d(F.conv2d(y, depth.to(y), None, stride, pad, dilation, len(depth)), point.to(y))
+            y = F.relu(y) if k else y
+            if depth is None:
+                y = F.conv2d(y, point.to(y), None, stride)
+            else:
+                pad = dilation * (depth.shape[2] - 1) // 2
+                y = F.conv2d(F.conv2d(y, depth.to(y), None, stride, pad, dilation, len(depth)), point.to(y))
             if norm is not None:
                 mean, var = norm.mean.to(y, copy=True), norm.var.to(y, copy=True)
                 y = F.batch_norm(y, mean, var, None, None, True, norm.momentum, norm.eps)
@@ -251,7 +256,7 @@ def test_what_is_none_is_not_told_of_a_batch():
 def test_all_that_leave_a_node_go_together(space, kind, stride, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "bayesarch.nets.options.separable_parts",
+        "bayesarch.nets.by_kernels.separable_parts",
         lambda x, gates, chains: calls.append(len(chains)) or separable_parts(x, gates, chains),
     )
     found = SPACES[space]

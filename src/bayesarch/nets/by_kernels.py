@@ -3,15 +3,27 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from bayesarch.nets.dense import fused_dense, is_dense
 from bayesarch.nets.depthwise import depthwise, is_depthwise, keeps_size
-from bayesarch.nets.kernels import SIDES, Chain, Moments, Norm, Pair, moments_of, norm_relu, window_max
+from bayesarch.nets.kernels import (
+    SIDES,
+    Chain,
+    Moments,
+    Norm,
+    Pair,
+    Part,
+    moments_of,
+    norm_relu,
+    separable_parts,
+    window_max,
+)
 from bayesarch.nets.operations import Free, Halving
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 
-__all__ = ["by_kernels", "chain_of", "is_bare_norm", "usual"]
+__all__ = ["by_kernels", "chain_of", "chained", "is_bare_norm", "usual"]
 
 
 def by_kernels(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Moments | None]:
@@ -55,6 +67,13 @@ def chain_of(layers: Sequence[nn.Module], column: int) -> Chain | None:
         return None
     pairs = [Pair(a.weight, b.weight, a.dilation[0], a.stride[0], _taken(behind)) for a, b, behind in found]
     return Chain(tuple(pairs), column)
+
+
+def chained(x: Tensor, gates: Tensor, chains: Sequence[Chain]) -> list[Part]:
+    """Return what chains bring to nodes, in the type that convolutions have here; arguments as of `separable_parts`."""
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    return separable_parts(x, gates, chains)
 
 
 def _is_separable(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Conv2d]]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesarch.nets.by_kernels import chained
 from bayesarch.nets.dense import fused_dense
-from bayesarch.nets.kernels import Norm, Part, moments_of, parts_of
+from bayesarch.nets.kernels import Chain, Norm, Pair, Part, moments_of, parts_of
 
 __all__ = ["ConvStack", "Growth"]
 
@@ -119,6 +120,8 @@ class ConvStack(nn.Module):
         rows = self._rows(active)
         if not rows:
             return []
+        if self.padding == (0, 0):
+            return self._points(h, gates, rows)
         y = fused_dense(h, self._weight(rows))
         mean, var = self._moments(rows)
         norm = Norm(mean.view(-1), var.view(-1), self.momentum, EPS)
@@ -126,6 +129,15 @@ class ConvStack(nn.Module):
         if len(rows) < len(self.columns):
             self._moved(rows, mean, var)
         return [(self.targets[row], mine[0]) for row, mine in zip(rows, parts, strict=True)]
+
+    def _points(self, h: Tensor, gates: Tensor, rows: list[int]) -> list[tuple[str, Part]]:
+        """Return parts of 1 x 1 convolutions."""
+        chains = []
+        for row in rows:
+            column, moments = self.columns[row], (self.running_mean[row], self.running_var[row])
+            pair = Pair(None, self.weights[str(column)], 1, 1, Norm(*moments, self.momentum, EPS))
+            chains.append(Chain((pair,), column))
+        return [(self.targets[row], part) for row, part in zip(rows, chained(h, gates, chains), strict=True)]
 
     def _rows(self, active: frozenset[int] | None) -> list[int]:
         return [row for row, c in enumerate(self.columns) if active is None or c in active]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.by_kernels import by_kernels, chain_of, is_bare_norm, usual
+from bayesarch.nets.by_kernels import by_kernels, chain_of, chained, is_bare_norm, usual
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Chain, Norm, fan, moments_of, norm_relu, parts_of, separable_parts
+from bayesarch.nets.kernels import Chain, Norm, fan, moments_of, norm_relu, parts_of
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
@@ -142,10 +142,7 @@ class Options(nn.Module):
             yield from zip([target for _, target in used], parts, strict=True)
         for alike in together.values():
             targets, chains, inputs = zip(*alike, strict=True)
-            x = inputs[0]
-            if torch.is_autocast_enabled("cpu"):
-                x = x.to(torch.get_autocast_dtype("cpu"))
-            yield from zip(targets, separable_parts(x, gates, chains), strict=True)
+            yield from zip(targets, chained(inputs[0], gates, chains), strict=True)
 
     def hand_over(self, other: "Options") -> None:
         """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""

@@ -18,7 +18,8 @@
 
 typedef A lone __attribute__((may_alias)); /* one value of a block */
 
-/* One pair: kernels taps[in][side][side] and point[out][in], padded so that at stride 1 the size is kept. */
+/* One pair: kernels taps[in][side][side] and point[out][in], padded so that at stride 1 the size is kept. Taps null: the
+   1 x 1 convolution alone, of side 1. */
 typedef struct {
   int side, dilation, out;
   const A *taps, *point;
@@ -127,7 +128,7 @@ static void prepare(Plan *p, const Unit *units, Pair *pairs, A *to, const double
     int b = back ? p->in : unit->out;
     A *u = to + n * columns, *ends = u + (int64_t)columns * outs;
     for (int t = 0; t < n; t++)
-      for (int c = 0; c < p->in; c++) to[t * columns + c] = unit->taps[c * n + t];
+      for (int c = 0; c < p->in; c++) to[t * columns + c] = unit->taps ? unit->taps[c * n + t] : 1;
     for (int j = 0; j < b; j++)
       for (int i = 0; i < a; i++)
         u[((int64_t)(j / COLUMNS) * a + i) * COLUMNS + j % COLUMNS] =

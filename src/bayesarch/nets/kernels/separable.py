@@ -1,4 +1,4 @@
-"""Depthwise convolutions with a 1 x 1 convolution behind them, all that leave one node together.
+"""1 x 1 convolutions, most behind a depthwise one, all that leave one node together.
 
 A chain is one or two such pairs, with a norm and its positive part between them and perhaps a norm behind the last. All
 chains of a node take the same input. That is read once for all their first pairs, and on the way back one gradient of
@@ -29,14 +29,14 @@ class Pair(NamedTuple):
     """A depthwise convolution, padded so that at stride 1 the size is kept, and the 1 x 1 convolution behind it.
 
     Attributes:
-        depth: kernels, shape (C, 1, k, k), k of `SIDES`.
+        depth: kernels, shape (C, 1, k, k), k of `SIDES`; None: the 1 x 1 convolution alone.
         point: kernels, shape (O, C, 1, 1).
         dilation: of the first.
         stride: of the first, along both axes.
         norm: what the output is normalised by; None: by nothing.
     """
 
-    depth: Tensor
+    depth: Tensor | None
     point: Tensor
     dilation: int
     stride: int
@@ -97,14 +97,15 @@ class _Made(NamedTuple):
     pair: Pair
     out: Tensor
     moments: Moments | None
-    kernels: tuple[Tensor, Tensor]
+    kernels: tuple[Tensor | None, Tensor]
 
     def unit(self, told: dict[str, Any]) -> _Unit:
         """Return what kernels are told of it, and what else this one is."""
-        addresses = {"taps": self.kernels[0], "point": self.kernels[1], "y": self.out}
+        taps, point = self.kernels
+        addresses = {"point": point, "y": self.out} | ({} if taps is None else {"taps": taps})
         if self.moments is not None:
             addresses |= {"mean": self.moments.mean, "inv": self.moments.inv}
-        sizes = (self.pair.depth.shape[2], self.pair.dilation, self.pair.point.shape[0])
+        sizes = (1 if taps is None else taps.shape[2], self.pair.dilation, point.shape[0])
         return _Unit(*sizes, **{name: tensor.data_ptr() for name, tensor in addresses.items()}, **told)
 
 
@@ -141,7 +142,7 @@ class _Chains(torch.autograd.Function):
                 _Made(pair, next(outs), mine, _working(pair, x.dtype))
                 for pair, mine in zip(chain.pairs, moments, strict=True)
             ]
-            asked = [[torch.empty_like(w) if next(wanted) else None for w in one.kernels] for one in line]
+            asked = [[_room_for(w, next(wanted)) for w in one.kernels] for one in line]
             found += [dw for both in asked for dw in both]
             g = _Slope(in_rows(slope.to(x.dtype)), _at(gates, chain.column), _at(dgates, chain.column))
             for k in range(len(line) - 1, 0, -1):
@@ -170,13 +171,17 @@ class _Slope(NamedTuple):
         return {"g": self.g.data_ptr(), "step": step(self.g), **found}
 
 
+def _room_for(w: Tensor | None, wanted: bool) -> Tensor | None:
+    return torch.empty_like(w) if wanted and w is not None else None
+
+
 def _at(gates: Tensor | None, column: int) -> int | None:
     return None if gates is None else gates.data_ptr() + column * gates.element_size()
 
 
-def _working(pair: Pair, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    depth, point = (weight.detach().to(working(dtype)).contiguous() for weight in (pair.depth, pair.point))
-    return depth, point
+def _working(pair: Pair, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    depth = None if pair.depth is None else pair.depth.detach().to(working(dtype)).contiguous()
+    return depth, pair.point.detach().to(working(dtype)).contiguous()
 
 
 def _empty_out(x: Tensor, pair: Pair) -> Tensor:
