@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bayesarch.config import Config
 from bayesarch.nets.by_kernels import chain_of
 from bayesarch.nets.kernels import Chain, Norm, Pair, moments_of, separable_parts, sum_of
 from bayesarch.nets.options import Options
 from bayesarch.nets.pieces import mixed
-from bayesarch.spaces import SPACES
+from bayesarch.spaces import SPACES, Choice, Space
 from helpers import images, needs_cc, on_threads
 
 pytestmark = needs_cc
@@ -273,3 +274,20 @@ def test_all_that_leave_a_node_go_together(space, kind, stride, monkeypatch):
     assert calls == [per_edge * len(sums[0])]
     for target, total in sums[0].items():
         torch.testing.assert_close(total, sums[1][target], rtol=1e-8, atol=1e-9)
+
+
+def test_options_that_begin_differently_take_what_is_theirs():
+    """Positive parts, normalised ones and features as they are, of one node."""
+    names = ("sep_conv_3x3", "sep3", "dil_conv_5x5", "dw_sep_5x5", "skip_connect")
+    edge = Choice(name="edge", options=names, source="a", target="b")
+    space = Space(
+        name="mixed", choices=(edge,), inputs=frozenset("a"), outputs=frozenset("b"), skeleton="none", sizes=Config
+    )
+    options = Options(space, "cell", 4, range(5), stride_of=lambda node: 1, affine=False, norm_free=True).double()
+    h, gates = images(3, 4, 6, 5).requires_grad_(), torch.linspace(1, 2, 5).double().view(1, -1)
+    found = []
+    for way in (options.parting, options.leaving):
+        out = mixed([piece for _, piece in way("a", h, gates, None)], h)
+        found.append([out, *torch.autograd.grad(out, [h, *options.parameters()], images(*out.shape, seed=1))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

@@ -130,12 +130,12 @@ class Options(nn.Module):
             if source == node and used:
                 leaving.append((used, self.modules_of[key]))
         begun = _BegunByKernels(h, [_layers(module) for _, module in leaving])
-        together: dict[tuple[int, int], list[tuple[str, Chain, Tensor]]] = {}
+        together: dict[int, list[tuple[str, Chain, Tensor]]] = {}
         for used, module in leaving:
             layers, x = begun.left(_layers(module))
             chain = chain_of(layers, used[0][0]) if len(used) == 1 else None
             if chain is not None:  # what lies at the same place is the same
-                together.setdefault((x.data_ptr(), chain.pairs[0].stride), []).append((used[0][1], chain, x))
+                together.setdefault(x.data_ptr(), []).append((used[0][1], chain, x))
                 continue
             x, moments = by_kernels(layers, x)
             (parts,) = parts_of(x, gates, [[g for g, _ in used]], moments)
