@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.config import Config
-from bayesarch.nets.by_kernels import chain_of
+from bayesarch.nets.by_kernels import chain_of, chained
 from bayesarch.nets.kernels import Chain, Norm, Pair, moments_of, separable_parts, sum_of
 from bayesarch.nets.options import Options
 from bayesarch.nets.pieces import mixed
@@ -115,6 +115,17 @@ def test_features_and_gradients_lie_as_they_like(lie):
         found.append((out, *torch.autograd.grad(out, x, slope)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_under_autocast_they_are_computed_in_its_type():
+    """As in a search in bf16: weights and gates stay what they are, and so do all gradients."""
+    x, (chains, weights) = images(2, 5, 6, 4, dtype=torch.float32).requires_grad_(), made("darts", 5, 7, torch.float32)
+    gates = torch.rand(1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parts = chained(x, gates, chains)
+    assert {part.stands.dtype for part in parts} == {torch.bfloat16}
+    found = torch.autograd.grad(sum_of(parts).float().square().sum(), [x, *weights])
+    assert {grad.dtype for grad in found} == {torch.float32}
 
 
 @pytest.mark.parametrize("threads", [1, 3])
