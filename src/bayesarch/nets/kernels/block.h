@@ -157,3 +157,7 @@ static V *blocks(int64_t count) { /* of zeros; beginning where a register may be
   memset(found, 0, count * sizeof(V));
   return found;
 }
+
+#define COLUMNS 16 /* channels that a product of matrices has side by side, in one or two registers each */
+#define SIDEWAYS (COLUMNS / BLOCK)
+static int columns_of(int channels) { return (channels + COLUMNS - 1) / COLUMNS * COLUMNS; }

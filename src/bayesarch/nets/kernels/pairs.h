@@ -108,9 +108,7 @@ static void ends(const Plan *p, Pair *pairs, int n) {
       pairs[k].own[c] = *u->gate * inv;
       if (u->of_gate) *u->of_gate += product;
       if (!u->mean) continue;
-      double slope = -inv * inv * *u->gate * product / rows; /* what goes through the moments of the batch */
-      pairs[k].along[c] = slope;
-      pairs[k].all[c] = -inv * *u->gate * total / rows - slope * mean;
+      normed(*u->gate * total, *u->gate * product, mean, inv, rows, pairs[k].all + c, pairs[k].along + c);
     }
   }
   free(sums);
@@ -129,14 +127,9 @@ static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image)
       V *to = d->out + o / BLOCK * room;
       if (!u->mean)
         for (int t = 0; t < count; t++) to[t] *= own;
-      else if (u->out - o >= BLOCK)
-        for (int t = 0; t < count; t++) to[t] = own * to[t] + along * get(u->y + (row + t) * u->out + o, BLOCK) + all;
       else
-        for (int t = 0; t < count; t++) {
-          T some[BLOCK] = {0};
-          for (int j = 0; j < u->out - o; j++) some[j] = u->y[(row + t) * u->out + o + j];
-          to[t] = own * to[t] + along * get(some, BLOCK) + all;
-        }
+        for (int t = 0; t < count; t++)
+          to[t] = own * to[t] + along * get_some(u->y + (row + t) * u->out + o, u->out - o) + all;
     }
     for (int i = 0; i < lines; i++)
       for (int c = 0; c < p->in; c += COLUMNS)
@@ -163,26 +156,6 @@ static void up(const Plan *p, const Bench *d, T *dx, double *sums) {
     add(sums + p->columns + c, product, BLOCK);
   }
   put_rows(d->grad, pixels, p->in, pixels, dx, !p->scale);
-}
-
-/* What goes through the moments of the batch: from the gradient of what is normalised to that of x, in place. */
-static void settle(const Plan *p, int64_t rows, int threads, const T *x, int64_t step, const double *sums, size_t size,
-                   T *dx) {
-  int channels = p->in;
-  A *all = calloc(2 * (size_t)channels, sizeof(A)), *along = all + channels;
-  for (int c = 0; c < channels; c++) {
-    all[c] = -p->scale[c] * whole(sums, size, threads, c) / rows;
-    along[c] = -p->scale[c] * whole(sums, size, threads, p->columns + c) / rows;
-  }
-#define WORK(c, w)                                                                                      \
-  V scale = of(p->scale + c, w), shift = of(p->shift + c, w), m = of(all + c, w), k = of(along + c, w); \
-  for (int64_t r = start; r < end; r++) {                                                               \
-    T *to = dx + r * channels + c;                                                                      \
-    put(to, scale * get(to, w) + k * (scale * get(x + r * step + c, w) + shift) + m, w);                \
-  }
-  CHUNKS(BLOCKS(WORK))
-#undef WORK
-  free(all);
 }
 
 /* Gradients of the above: dx, the sum of those through all units (null: it is not wanted), and what they ask for. */
@@ -236,7 +209,8 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
     }
     place += (size_t)taps * p.columns;
   }
-  if (dx && mean) settle(&p, images * height * width, threads, x, step, sums, size, dx);
+  if (dx && mean)
+    fall(x, step, dx, in, p.scale, p.shift, images * height * width, in, threads, sums, size, p.columns, dx);
   free(sums);
   free(pairs);
 }

@@ -76,6 +76,14 @@ void fan(int n, int risen, const T **g, const int64_t *step, const T *x, int64_t
 #undef WORK
 }
 
+/* The gradient of x through the moments of the batch is all + along x, where these are the sums, over rows, of the gradient
+   of what is normalised and of it times that. */
+static void normed(double sum, double product, double mean, double inv, double rows, A *all, A *along) {
+  double slope = -inv * inv * product / rows;
+  *along = slope;
+  *all = -inv * sum / rows - slope * mean;
+}
+
 /* Gradients of `slices` tensors that lie side by side in x, `channels` each. Slice s goes to the sums begin[s] up to
    begin[s + 1], whose gradients are g_k, through the gates of these columns. Wanted are the gradient of x (dx null: it is
    not) and those of gates (dgates null: they are not). `mean` null: x is not normalised. */
@@ -119,11 +127,7 @@ void back(int slices, const int *begin, const T **g, const int64_t *g_step, cons
           along += gates[column[k]] * product;
           if (dgates) dgates[column[k]] += product;
         }
-        if (mean) { /* what goes through the moments of the batch */
-          double slope = -inv[place] * inv[place] * along / rows;
-          b[place] = slope;
-          d[place] = -inv[place] * all / rows - slope * mean[place];
-        }
+        if (mean) normed(all, along, mean[place], inv[place], rows, d + place, b + place);
       }
     free(sums);
   }
@@ -158,11 +162,32 @@ void rise(const T *x, int64_t step, const double *mean, const double *inv, int64
 #undef WORK
 }
 
+/* dx = what a gradient g of the positive part of z = scale x + shift becomes through it and the moments of the batch; each
+   thread's `size` sums are those of g where z is positive and, `apart` behind, of it times z. dx may be g. */
+static void fall(const T *x, int64_t step, const T *g, int64_t g_step, const A *scale_of, const A *shift_of, int64_t rows,
+                 int channels, int threads, const double *sums, size_t size, int apart, T *dx) {
+  A *p = malloc((size_t)2 * channels * sizeof(A)), *q = p + channels;
+  for (int c = 0; c < channels; c++) {
+    p[c] = -scale_of[c] * whole(sums, size, threads, apart + c) / rows;
+    q[c] = -scale_of[c] * whole(sums, size, threads, c) / rows;
+  }
+#define WORK(c, w)                                                  \
+  V scale = of(scale_of + c, w), shift = of(shift_of + c, w);       \
+  V along = of(p + c, w), all = of(q + c, w);                       \
+  for (int64_t r = start; r < end; r++) {                           \
+    V z = scale * get(x + r * step + c, w) + shift;                 \
+    V slope = where(z, get(g + r * g_step + c, w));                 \
+    put(dx + r * channels + c, scale * slope + along * z + all, w); \
+  }
+  CHUNKS(BLOCKS(WORK))
+#undef WORK
+  free(p);
+}
+
 /* The gradient of x, where g is that of the above, whose `a` this is. */
 void rise_back(const T *x, int64_t step, const T *g, int64_t g_step, const double *mean, const double *inv,
                int64_t rows, int channels, int threads, const A *a, T *dx) {
   const A *b = a + channels;
-  A *p = malloc((size_t)2 * channels * sizeof(A)), *q = p + channels;
   size_t size = (size_t)2 * channels;
   double *sums = calloc(size * threads, sizeof(double));
 #define ROW_OF(r, j, w)                             \
@@ -179,20 +204,6 @@ void rise_back(const T *x, int64_t step, const T *g, int64_t g_step, const doubl
   CHUNKS(BLOCKS(WORK))
 #undef ROW_OF
 #undef WORK
-  for (int c = 0; c < channels; c++) {
-    p[c] = -inv[c] * whole(sums, size, threads, channels + c) / rows;
-    q[c] = -inv[c] * whole(sums, size, threads, c) / rows;
-  }
+  fall(x, step, g, g_step, a, b, rows, channels, threads, sums, size, channels, dx);
   free(sums);
-#define WORK(c, w)                                                  \
-  V scale = of(a + c, w), shift = of(b + c, w);                     \
-  V along = of(p + c, w), all = of(q + c, w);                       \
-  for (int64_t r = start; r < end; r++) {                           \
-    V z = scale * get(x + r * step + c, w) + shift;                 \
-    V slope = where(z, get(g + r * g_step + c, w));                 \
-    put(dx + r * channels + c, scale * slope + along * z + all, w); \
-  }
-  CHUNKS(BLOCKS(WORK))
-#undef WORK
-  free(p);
 }

@@ -7,8 +7,6 @@
    a bench an image is blocks of channels one behind the other, zeros behind the last channel, in the type that is computed
    in. A block is lines of pixels, with zeros beside them, so that the loops over pixels ask nothing. */
 
-#define COLUMNS 16 /* channels that a product of matrices has side by side, in one or two registers each */
-#define SIDEWAYS (COLUMNS / BLOCK)
 #if BLOCK > 8
 #define TOGETHER 8 /* so many pixels or channels beside them */
 #else
@@ -56,7 +54,6 @@ typedef struct {
   V *in, *between, *slope, *grad, *out, *point;
 } Bench;
 
-static int columns_of(int channels) { return (channels + COLUMNS - 1) / COLUMNS * COLUMNS; }
 static int reach_of(const Unit *u) { return u->dilation * (u->side - 1) / 2; }
 
 static Plan plan_of(int n, const Unit *units, int64_t images, int height, int width, int in, int stride, int threads) {
@@ -139,20 +136,21 @@ static void prepare(Plan *p, const Unit *units, Pair *pairs, A *to, const double
   }
 }
 
+INLINE V get_some(const T *x, int w) { /* up to a block of values, zeros behind them */
+  if (w >= BLOCK) return get(x, BLOCK);
+  if (w == BLOCK / 2) return get(x, BLOCK / 2);
+  T some[BLOCK] = {0};
+  for (int j = 0; j < w; j++) some[j] = x[j];
+  return get(some, BLOCK);
+}
+
 /* `count` rows of values, `step` apart, to blocks, those of one row `apart`, with zeros behind the last; and back. */
 static OWN void get_rows(const T *rows, int64_t step, int channels, int count, V *to, int64_t apart) {
   for (int t = 0; t < count; t++, rows += step, to++) {
     V *block = to;
     int c = 0;
     for (; c + BLOCK <= channels; c += BLOCK, block += apart) *block = get(rows + c, BLOCK);
-    if (c == channels) continue;
-    if (channels - c == BLOCK / 2) {
-      *block = get(rows + c, BLOCK / 2);
-      continue;
-    }
-    T some[BLOCK] = {0};
-    for (int j = 0; c + j < channels; j++) some[j] = rows[c + j];
-    *block = get(some, BLOCK);
+    if (c < channels) *block = get_some(rows + c, channels - c);
   }
 }
 

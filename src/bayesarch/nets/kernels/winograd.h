@@ -4,12 +4,11 @@
    An m x m tile of the output is R' [sum over c of (G k_c G') * (B' d_c B)] R for the 6 x 6 pixels d that it sees,
    where * is element by element; m is 4 for kernels of 3 x 3 and 2 for those of 5 x 5. For each of the 36 places that is
    a product of matrices, [tiles][in] by [in][out]. What lies beside one another in its second factor and in its result
-   are blocks of OUTS channels, zeros behind the last. G is R, which has a column per pixel or tap of its other side, over
+   are blocks of COLUMNS channels, zeros behind the last. G is R, which has a column per pixel or tap of its other side, over
    the distances of its points. */
 
 #define SIDE 6
 #define SQUARE (SIDE * SIDE)
-#define OUTS 16 /* channels that are summed side by side, in one or two registers each */
 #define MOST 5  /* taps of a kernel along an axis */
 #define AHEAD 8 /* kernels of which channels are brought to lie side by side before they are taken up again */
 #if BLOCK > 8
@@ -18,7 +17,6 @@
 #define BESIDE 6
 #endif
 #define FEWER 4   /* where so many are not left */
-#define PER (OUTS / BLOCK)
 #define ROOM 1728 /* tiles times channels that are dealt with together: what is made of them stays in the nearer caches */
 
 /* B' d, for six values. */
@@ -189,49 +187,47 @@ static OWN void give(const Grid *g, const Tile *tiles, int count, int room, int 
 
 /* to[t][block] = sum over c of v[t][c] u[c][block], for n tiles. */
 INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n) {
-  V sum[BESIDE][PER];
-  EACH(t, n) EACH(l, PER) sum[t][l] = (V){0};
-  for (int c = 0; c < in; c++, u += OUTS) {
-    V by[PER];
-    EACH(l, PER) {
+  V sum[BESIDE][SIDEWAYS];
+  EACH(t, n) EACH(l, SIDEWAYS) sum[t][l] = (V){0};
+  for (int c = 0; c < in; c++, u += COLUMNS) {
+    V by[SIDEWAYS];
+    EACH(l, SIDEWAYS) {
       by[l] = get(u + l * BLOCK, BLOCK);
       HELD(by[l])
     }
     EACH(t, n) {
       A of = v[(int64_t)t * in + c];
-      EACH(l, PER) sum[t][l] += of * by[l];
+      EACH(l, SIDEWAYS) sum[t][l] += of * by[l];
     }
   }
-  EACH(t, n) EACH(l, PER) put(to + (int64_t)t * wide + l * BLOCK, sum[t][l], BLOCK);
+  EACH(t, n) EACH(l, SIDEWAYS) put(to + (int64_t)t * wide + l * BLOCK, sum[t][l], BLOCK);
 }
 
 /* to[o][block] += sum over tiles t of z[t][o] v[t][block], for n channels of z. These tiles are summed by themselves:
    one after another onto the sum of all before them, each would lose what the large sum has no digits for. */
 INLINE void outer(const A *z, const A *v, A *to, int count, int out, int wide, const int n) {
-  V sum[BESIDE][PER];
-  EACH(o, n) EACH(l, PER) sum[o][l] = (V){0};
+  V sum[BESIDE][SIDEWAYS];
+  EACH(o, n) EACH(l, SIDEWAYS) sum[o][l] = (V){0};
   for (int t = 0; t < count; t++) {
-    V by[PER];
-    EACH(l, PER) {
+    V by[SIDEWAYS];
+    EACH(l, SIDEWAYS) {
       by[l] = get(v + (int64_t)t * wide + l * BLOCK, BLOCK);
       HELD(by[l])
     }
     EACH(o, n) {
       A of = z[(int64_t)t * out + o];
-      EACH(l, PER) sum[o][l] += of * by[l];
+      EACH(l, SIDEWAYS) sum[o][l] += of * by[l];
     }
   }
-  EACH(o, n) EACH(l, PER) {
-    A *at = to + o * OUTS + l * BLOCK;
+  EACH(o, n) EACH(l, SIDEWAYS) {
+    A *at = to + o * COLUMNS + l * BLOCK;
     put(at, get(at, BLOCK) + sum[o][l], BLOCK);
   }
 }
 
-static int padded(int channels) { return (channels + OUTS - 1) / OUTS * OUTS; }
-
 /* How many tiles are dealt with together. */
 static int room_of(int in, int out) {
-  int most = padded(in > out ? in : out), found = ROOM / most / BESIDE * BESIDE;
+  int most = columns_of(in > out ? in : out), found = ROOM / most / BESIDE * BESIDE;
   return found < 4 * BESIDE ? 4 * BESIDE : found;
 }
 
@@ -242,24 +238,24 @@ typedef struct {
 } Desk;
 
 static Desk desk_of(A *own, int in, int out) {
-  int64_t room = room_of(in, out), a = padded(in), b = padded(out);
+  int64_t room = room_of(in, out), a = columns_of(in), b = columns_of(out);
   A *first = own + SQUARE * a * b, *second = first + SQUARE * room * a;
   return (Desk){own, first, second, second + SQUARE * room * b};
 }
 
 /* Numbers that this takes. Who calls keeps them from one time to the next: new ones would be new pages. */
 int64_t winograd_room(int in, int out) {
-  int64_t room = room_of(in, out), a = padded(in), b = padded(out);
+  int64_t room = room_of(in, out), a = columns_of(in), b = columns_of(out);
   return SQUARE * (a * b + room * (a + b)) + (a > b ? a : b);
 }
 
-/* u[36][blocks][n][OUTS] from block b on = G k G', the kernels k [n][side][side][OUTS]. */
+/* u[36][blocks][n][COLUMNS] from block b on = G k G', the kernels k [n][side][side][COLUMNS]. */
 INLINE void kernels_at_points(const A *k, int n, int64_t far, A *u, const int side) {
-  for (int c = 0; c < n; c++, k += side * side * OUTS, u += OUTS)
-    for (int l = 0; l < OUTS; l += BLOCK) {
+  for (int c = 0; c < n; c++, k += side * side * COLUMNS, u += COLUMNS)
+    for (int l = 0; l < COLUMNS; l += BLOCK) {
       V mid[SIDE][MOST], d[SIDE], o[SIDE];
       EACH(j, side) {
-        EACH(i, side) d[i] = get(k + (i * side + j) * OUTS + l, BLOCK);
+        EACH(i, side) d[i] = get(k + (i * side + j) * COLUMNS + l, BLOCK);
         spread(d, o, side);
         EACH(i, SIDE) mid[i][j] = APART[i] * o[i];
       }
@@ -274,32 +270,32 @@ INLINE void kernels_at_points(const A *k, int n, int64_t far, A *u, const int si
    one another: those of w, or, for the gradient, its inputs, kernels turned round. */
 static void side_by_side(int outs, int ins, int side, int turned, int b, int some, const A *w, int64_t far, A *u) {
   int taps = side * side, n = turned ? outs : ins;
-  A k[AHEAD * MOST * MOST * OUTS] = {0};
+  A k[AHEAD * MOST * MOST * COLUMNS] = {0};
   for (int c = 0; c < n; c += AHEAD) {
     int count = n - c < AHEAD ? n - c : AHEAD;
     if (turned) {
       for (int i = 0; i < count; i++)
         for (int tap = 0; tap < taps; tap++)
-          memcpy(k + (i * taps + taps - 1 - tap) * OUTS, w + ((int64_t)(c + i) * taps + tap) * ins + b,
+          memcpy(k + (i * taps + taps - 1 - tap) * COLUMNS, w + ((int64_t)(c + i) * taps + tap) * ins + b,
                  some * sizeof(A));
     } else {
       for (int j = 0; j < some; j++)
         for (int tap = 0; tap < taps; tap++)
           for (int i = 0; i < count; i++)
-            k[(i * taps + tap) * OUTS + j] = w[((int64_t)(b + j) * taps + tap) * ins + c + i];
+            k[(i * taps + tap) * COLUMNS + j] = w[((int64_t)(b + j) * taps + tap) * ins + c + i];
     }
-    if (side == 3) kernels_at_points(k, count, far, u + (int64_t)c * OUTS, 3);
-    else kernels_at_points(k, count, far, u + (int64_t)c * OUTS, 5);
+    if (side == 3) kernels_at_points(k, count, far, u + (int64_t)c * COLUMNS, 3);
+    else kernels_at_points(k, count, far, u + (int64_t)c * COLUMNS, 5);
   }
 }
 
-/* dw[side][side][channels] = G' z G, for z[36][..][OUTS] summed over what `parts` threads have, `part` apart; blocks of
+/* dw[side][side][channels] = G' z G, for z[36][..][COLUMNS] summed over what `parts` threads have, `part` apart; blocks of
    channels are `block` apart, places `far`. */
 INLINE void kernel_of_points(const A *z, int parts, int64_t part, int64_t block, int64_t far, int channels, A *dw,
                              const int side) {
 #define WORK(c, w)                                                                                 \
   V mid[MOST][SIDE], d[SIDE], o[SIDE];                                                             \
-  const A *from = z + c / OUTS * block + c % OUTS;                                                 \
+  const A *from = z + c / COLUMNS * block + c % COLUMNS;                                                 \
   EACH(j, SIDE) {                                                                                  \
     EACH(i, SIDE) {                                                                                \
       d[i] = get(from + (i * SIDE + j) * far, w);                                                  \
@@ -323,24 +319,24 @@ INLINE void kernel_of_points(const A *z, int parts, int64_t part, int64_t block,
 void winograd(int64_t images, int height, int width, int in, int out, int side, int dilation, int turned, int threads,
               const A *x, const A *w, A *own, A *y) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = padded(out), room = room_of(in, out);
+  int wide = columns_of(out), room = room_of(in, out);
   int64_t far = (int64_t)in * wide;
   A *u = own;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
-  for (int b = 0; b < out; b += OUTS)
-    side_by_side(turned ? in : out, turned ? out : in, side, turned, b, out - b < OUTS ? out - b : OUTS, w, far,
+  for (int b = 0; b < out; b += COLUMNS)
+    side_by_side(turned ? in : out, turned ? out : in, side, turned, b, out - b < COLUMNS ? out - b : COLUMNS, w, far,
                  u + (int64_t)b * in);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Desk desk = desk_of(own + thread * winograd_room(in, out), in, out);
-    Tile tiles[ROOM / OUTS];
+    Tile tiles[ROOM / COLUMNS];
     memset(desk.outside, 0, in * sizeof(A));
     int64_t end = g.tiles * (thread + 1) / threads;
     for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
       int count = tiles_from(&g, first, end, room, tiles);
       take_pixels(&g, tiles, count, dilation * (side / 2), room, in, in, desk.outside, x, desk.in);
       for (int p = 0; p < SQUARE; p++)
-        for (int o = 0; o < wide; o += OUTS) {
+        for (int o = 0; o < wide; o += COLUMNS) {
           const A *of = desk.in + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
           A *to = desk.out + (int64_t)p * room * wide + o;
           int t = 0;
@@ -357,12 +353,12 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
 void winograd_kernel(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads,
                      const A *x, const A *slope, A *own, A *dw) {
   Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = padded(in), room = room_of(in, out);
-  int64_t part = winograd_room(in, out), far = (int64_t)out * wide, block = (int64_t)out * OUTS;
+  int wide = columns_of(in), room = room_of(in, out);
+  int64_t part = winograd_room(in, out), far = (int64_t)out * wide, block = (int64_t)out * COLUMNS;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Desk desk = desk_of(own + thread * part, in, out);
-    Tile tiles[ROOM / OUTS];
+    Tile tiles[ROOM / COLUMNS];
     memset(desk.kernels, 0, SQUARE * far * sizeof(A));
     memset(desk.outside, 0, (in > out ? in : out) * sizeof(A));
     int64_t end = g.tiles * (thread + 1) / threads;
@@ -371,19 +367,19 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
       take_pixels(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in);
       take_slopes(&g, tiles, count, room, out, out, desk.outside, slope, desk.out);
       for (int p = 0; p < SQUARE; p++)
-        for (int b = 0; b < wide; b += OUTS) {
+        for (int b = 0; b < wide; b += COLUMNS) {
           const A *of = desk.out + (int64_t)p * room * out, *by = desk.in + (int64_t)p * room * wide + b;
           A *to = desk.kernels + ((int64_t)p * wide + b) * out;
           int o = 0;
-          for (; o + BESIDE <= out; o += BESIDE) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, BESIDE);
-          for (; o + FEWER <= out; o += FEWER) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, FEWER);
-          for (; o < out; o++) outer(of + o, by, to + (int64_t)o * OUTS, count, out, wide, 1);
+          for (; o + BESIDE <= out; o += BESIDE) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, BESIDE);
+          for (; o + FEWER <= out; o += FEWER) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, FEWER);
+          for (; o < out; o++) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, 1);
         }
     }
   }
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int o = 0; o < out; o++) {
-    const A *of = own + (int64_t)o * OUTS;
+    const A *of = own + (int64_t)o * COLUMNS;
     A *to = dw + (int64_t)o * side * side * in;
     if (side == 3) kernel_of_points(of, threads, part, block, far, in, to, 3);
     else kernel_of_points(of, threads, part, block, far, in, to, 5);
