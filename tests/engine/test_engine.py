@@ -18,7 +18,9 @@ from bayesarch.nets.conv_stack import ConvStack
 from bayesarch.spaces import NB201, TOY, Architecture
 from helpers import make_engine, posterior_of
 
-SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
+SMALL = {
+    "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 200, "batch_size": 32,
+}  # fmt: skip
 
 
 def same(a, b):
@@ -137,6 +139,20 @@ def test_momentum_survives_pruning_by_identity(generator):
     others = dict(reference.named_parameters())
     for name, parameter in alive.items():
         assert torch.allclose(parameter, others[name], atol=1e-6), name
+
+
+def test_weights_that_came_later_move_and_forget_their_gradients(generator):
+    net = Supernet(NB201, input_shape=(1, 8, 8), classes=3, sizes={"channels": 4, "cells": 1}, generator=generator)
+    weights, old = Weights(net, momentum=0.9, weight_decay=0.0, nesterov=False, clip=0.0), set(net.parameters())
+    weights.grow(weights.state(), net.resize(2, generator=generator))
+    fresh = [p for p in net.parameters() if p not in old]
+    assert len(fresh) > 30
+    before = [p.detach().clone() for p in fresh]
+    net(torch.randn(16, 1, 8, 8, generator=generator), torch.ones(1, 1, 30)).square().mean().backward()
+    weights.step(0.1)
+    assert all(not torch.equal(p, was) for p, was in zip(fresh, before, strict=True))
+    weights.zero()
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_the_optimiser_holds_what_the_network_holds(tmp_path):

@@ -58,3 +58,5 @@ def test_seeded_leaves_the_global_generator_alone():
         two = torch.rand(3)
     assert torch.equal(one, two)
     assert torch.equal(torch.random.get_rng_state(), before)
+    seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(one, torch.rand(3, generator=torch.Generator().manual_seed(seed)))

@@ -135,6 +135,23 @@ def test_weights_are_held_and_let_go():
     assert [p.requires_grad for p in net.parameters()] == [p is not first for p in net.parameters()]
 
 
+def test_weights_that_came_later_are_held_too():
+    net = supernet()
+    with net.weights_held():
+        pass
+    before = set(net.parameters())
+    net.resize(2, generator=torch.Generator().manual_seed(0))
+    assert not before.issuperset(net.parameters())
+    with net.weights_held():
+        assert not any(p.requires_grad for p in net.parameters())
+    kept = set(net.parameters())
+    net.prune(torch.arange(net.space.n_options) % 5 == 0)
+    gone = kept.difference(net.parameters())
+    with net.weights_held():
+        assert gone
+        assert all(p.requires_grad for p in gone), "what is gone is nobody's to hold"
+
+
 def test_a_space_without_regions_says_so():
     net = Supernet(
         SPACES["mlp"], input_shape=(4, 1, 1), classes=2, sizes=None, generator=torch.Generator().manual_seed(0)

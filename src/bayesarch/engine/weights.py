@@ -13,7 +13,7 @@ class Weights:
     """Fits the parameters of one network.
 
     Args:
-        net: the network.
+        net: the network; after a change of its parameters, `reconcile` or `grow`.
         momentum: of SGD.
         weight_decay: L2 coefficient.
         nesterov: whether momentum looks ahead.
@@ -24,10 +24,11 @@ class Weights:
         self.net, self.clip = net, clip
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self._momenta: dict[nn.Parameter, Tensor] = {}  # `torch.optim.SGD` would load torch's compiler
+        self._all = list(net.parameters())  # of thousands of modules: a small step would be looking for them mostly
 
     def zero(self) -> None:
         """Forget all gradients; what gets none is left alone by the next step."""
-        for p in self.net.parameters():
+        for p in self._all:
             p.grad = None
 
     def step(self, lr: float | Tensor) -> Tensor | None:
@@ -35,7 +36,7 @@ class Weights:
 
         None where no weight has a gradient.
         """
-        moved = {p: p.grad for p in self.net.parameters() if p.grad is not None}
+        moved = {p: p.grad for p in self._all if p.grad is not None}
         if not moved:
             return None
         norm = nn.utils.clip_grad_norm_(list(moved), self.clip if self.clip > 0 else torch.inf)
@@ -67,7 +68,7 @@ class Weights:
             lr: learning rate.
         """
         moves = []
-        for p, grad in zip(self.net.parameters(), gradients, strict=True):
+        for p, grad in zip(self._all, gradients, strict=True):
             slope = grad + self.weight_decay * p.detach()
             buffer = self._momenta.get(p)
             velocity = slope if buffer is None else self.momentum * buffer + slope
@@ -75,8 +76,9 @@ class Weights:
         return moves
 
     def reconcile(self) -> None:
-        """Drop parameters that the network no longer has; the others keep their momentum, by identity."""
-        alive = set(self.net.parameters())
+        """Drop parameters that the network no longer has, and take up new ones; the others keep their momentum."""
+        self._all = list(self.net.parameters())
+        alive = set(self._all)
         self._momenta = {p: buffer for p, buffer in self._momenta.items() if p in alive}
 
     def grow(self, before: Mapping[str, Tensor], grown: Mapping[str, tuple[Tensor, Tensor]]) -> None:

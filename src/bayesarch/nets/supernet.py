@@ -93,6 +93,8 @@ class Supernet(nn.Module):
         self.images_seen, self.macs_spent = 0, 0
         """Forward passes so far, in images and in MACs: counted from the options computed, never read back here."""
         self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()
+        self._weights: list[nn.Parameter] | None = None
+        """All parameters, until there are others: to look for them takes longer than a small pass may."""
 
     @property
     def full_macs(self) -> int:
@@ -147,7 +149,9 @@ class Supernet(nn.Module):
     @contextmanager
     def weights_held(self) -> Iterator[None]:
         """Let weights be constants, for a pass that wants the gradient of gates alone and keeps nothing for theirs."""
-        moving = [weight for weight in self.parameters() if weight.requires_grad]
+        if self._weights is None:
+            self._weights = list(self.parameters())
+        moving = [weight for weight in self._weights if weight.requires_grad]
         for weight in moving:
             weight.requires_grad_(False)
         try:
@@ -200,7 +204,7 @@ class Supernet(nn.Module):
             if isinstance(layer, Cell):
                 for name, growth in layer.resize(partial, generator).items():
                     grown[f"layers.{index}.{name}"] = growth
-        self.partial = partial
+        self.partial, self._weights = partial, None
         return grown
 
     def prune(self, live: Tensor) -> None:
@@ -214,7 +218,7 @@ class Supernet(nn.Module):
             raise ValueError("prune only removes; use reopened() to bring options back")
         for cell in self.cells():
             cell.prune(live)
-        self.live = live.clone()
+        self.live, self._weights = live.clone(), None
         self._live_columns = frozenset(live.nonzero().flatten().tolist())
 
     def reopened(self, live: Tensor, *, generator: torch.Generator) -> "Supernet":
