@@ -11,16 +11,16 @@ from typing import ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
-from pretended import HOST, Marks
+from pretended import HOST, Marks, leaves
 
 SILENT = {"aten::native_batch_norm": (3, 4), "aten::cudnn_batch_norm": (3, 4)}
 """Arguments that an operation writes to without saying so."""
 
 
 def tensors_in(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class Graph:
@@ -54,6 +54,11 @@ class Capture(TorchDispatchMode):
         self.graph, self.marks = graph, marks
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.born: dict[int, torch.Tensor] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here; torch would ask its compiler at every operation."""
+        return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name

@@ -10,6 +10,7 @@ one on the CPU does. What it cannot show: kernels of the card, their memory and 
 import contextlib
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -18,7 +19,6 @@ import torch.utils.checkpoint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 import bayesarch
 
@@ -32,6 +32,18 @@ STAGED = 2**16
 """Bytes up to which a copy from memory that is not pinned is staged at once; a larger one waits for its turn."""
 
 SOURCE = str(Path(bayesarch.__file__).parent)
+
+
+def leaves(value) -> Iterator:
+    """Yield what lies in lists, tuples and dicts; torch's own way is several times as slow, and is what counts here."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from leaves(part)
+    else:
+        yield value
 
 
 class Wait(NamedTuple):
@@ -92,10 +104,15 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.marks = marks
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here; torch would ask its compiler at every operation."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+        tensors = [t for t in leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         found = {self.marks[t] for t in tensors if t.ndim or len(tensors) == 1} - {None}
         if name in {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}:
             found = {self.marks[args[0]]} - {None}  # indices may lie on the host
@@ -115,7 +132,7 @@ class Operations(TorchDispatchMode):
         scalars = {self.marks[t] for t in tensors} - {None}
         result = func(*args, **kwargs)
         device = self.marks[args[0]] if name in MOVES and args else next(iter(found or scalars), None)
-        for out in tree_flatten(result)[0]:
+        for out in leaves(result):
             if isinstance(out, torch.Tensor) and device is not None and self.marks[out] is None:
                 self.marks.put(out, device)
         return result
@@ -125,6 +142,13 @@ class Operations(TorchDispatchMode):
         return self.marks[args[0]], self.marks[args[1]]
 
 
+@cache
+def name_of(func) -> str:
+    """Return the name of what was called, with where it is from."""
+    return resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+@cache
 def short_of(name: str) -> str:
     """Return the last part of a function's or property's name."""
     return name.removesuffix(".__get__").removesuffix(".__set__").rsplit(".", 1)[-1]
@@ -139,7 +163,7 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        name = name_of(func)
         short = short_of(name)
         if short in {"device", "is_cuda", "is_cpu"} and args and name.endswith("__get__"):
             device = self.marks[args[0]] or HOST
@@ -189,7 +213,7 @@ class Calls(TorchFunctionMode):
         device = None if asked is None else CARD if torch.device(asked).type == "cuda" else HOST
         if asked is not None:
             kwargs["device"] = HOST
-        flat = tree_flatten((args, kwargs))[0]
+        flat = list(leaves((args, kwargs)))
         given = any(isinstance(t, torch.Tensor) for t in flat)
         generator = next((g for g in flat if isinstance(g, torch.Generator)), None)
         graph = self.marks.capturing
@@ -198,7 +222,7 @@ class Calls(TorchFunctionMode):
         result = func(*args, **kwargs)
         if device == CARD and short_of(name) in {"tensor", "as_tensor", "asarray", "new_tensor"}:
             self.marks.waited("numbers made a tensor of the card")
-        for out in tree_flatten(result)[0]:
+        for out in leaves(result):
             if not isinstance(out, torch.Tensor):
                 continue
             if device is not None:
