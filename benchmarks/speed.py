@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -77,11 +78,11 @@ def kib(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def step_row(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ours against the published step, in time and memory."""
+def step_row(name: str, given: Mapping[str, Any], *, peaks: bool = True) -> dict[str, Any]:
+    """Return ours against the published step, in time and, in processes of their own, in memory."""
     case = Case(given)
     found = in_turn({"published": case.published(), "ours": case.ours()}, given["rounds"], "published")
-    memory = {which: peak_of(which, name, given) for which in ("published", "ours")}
+    memory = {which: peak_of(which, name, given) for which in ("published", "ours") if peaks}
     return {"given": dict(given), "steps": found, "peak_mib": memory, "batch": given["batch"]}
 
 
@@ -110,7 +111,7 @@ def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str,
     return {"of": found}
 
 
-def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def fused_row(nets: Mapping[str, Mapping[str, Any]], *, peaks: bool = True) -> dict[str, Any]:
     """Return our step with sums by kernels of ours against the published step in fp32, and peaks.
 
     In fp32, and in bf16 where the processor has it. The kernels are compiled before, which takes some seconds once.
@@ -123,7 +124,7 @@ def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if multiplies_bf16():
             works |= {"ours, bf16": _in_bf16(plain.ours()), "fused, bf16": _in_bf16(fused.ours())}
         steps = in_turn(works, given["rounds"], "published")
-        memory = {which: peak_of(which, name, given) for which in works if which != "ours, bf16"}
+        memory = {which: peak_of(which, name, given) for which in works if peaks and which != "ours, bf16"}
         found[name] = {"given": dict(given), "steps": steps, "peak_mib": memory}
     return {"of": found}
 
@@ -158,11 +159,12 @@ def search_row(short: bool) -> dict[str, Any]:
     The two of 100 epochs are their step's median times their number of steps; a search is run from its start to one
     operation on every edge, its closing epochs left out, compiling its kernels included.
     """
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {} if short else {"XDG_CACHE_HOME": folder}):
         sets: dict[str, Any] = {"space.channels": 8, "space.cells": 1, "data.crop": 4, "data.flip": True}
         source = f"{folder}/cifar10-jpeg.npz"
         if short:
-            source, sets = "digits", {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1}
+            source = "digits"
+            sets = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1, "data.limit": 300}
         else:
             from cifar_jpeg import convert
 
@@ -371,9 +373,8 @@ def main() -> None:
         return
     nets = SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
-        **{name: lambda name=name: step_row(name, nets[name]) for name in nets},  # type: ignore[misc]
-        # four processes for each space: in short, one space stands for the others
-        "fused": lambda: fused_row({"nb201": nets["nb201"]} if arguments.short else nets),
+        **{name: partial(step_row, name, nets[name], peaks=name == "nb201" or not arguments.short) for name in nets},
+        "fused": lambda: fused_row({"nb201": nets["nb201"]}, peaks=False) if arguments.short else fused_row(nets),
         "ways": lambda: ways_row(nets, short=arguments.short),
         "search": lambda: search_row(arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),

@@ -16,8 +16,8 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.inner, self.back = nn.Conv2d(1, 24, 3), nn.Conv2d(24, 48, 3, padding=1), nn.Conv2d(48, 24, 1)
-        self.head = nn.Linear(24 * 36, 10)
+        self.stem, self.inner, self.back = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 1)
+        self.head = nn.Linear(16 * 36, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits."""
@@ -30,14 +30,14 @@ net, digits = Net(), load(DataConfig(source="digits"))
 images = torch.from_numpy(digits.images).float().permute(0, 3, 1, 2)
 images, labels = (images - images.mean()) / images.std(), torch.from_numpy(digits.labels)
 optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
-for _ in range(15):
-    for index in torch.randperm(1200).split(100):
+for _ in range(10):
+    for index in torch.randperm(900).split(100):
         optimizer.zero_grad()
         F.cross_entropy(net(images[index]), labels[index]).backward()
         optimizer.step()
 
 with tempfile.TemporaryDirectory() as folder:
-    run = ba.compress(net, "digits", limit=900, max_macs=300_000, out=Path(folder) / "smaller")
+    run = ba.compress(net, "digits", limit=600, max_macs=100_000, out=Path(folder) / "smaller")
     small = run.network(net)
     before, after = run.summary["rows"]
     print(type(small).__name__, [tuple(p.shape) for p in small.parameters() if p.ndim > 1])

@@ -264,11 +264,11 @@ def test_unknown_options_and_commands():
     assert run("search", "--methd", "bpnas").returncode == 2
 
 
-def test_show_prices_a_genotype_too_long_for_a_file_name():
+def test_show_prices_a_genotype_too_long_for_a_file_name(typed):
     nodes = ", ".join(f"('sep_conv_3x3', {source})" for _ in range(4) for source in (0, 1))
     genotype = f"Genotype(normal=[{nodes}], normal_concat=range(2, 6), reduce=[{nodes}], reduce_concat=range(2, 6))"
     assert len(genotype) > 255
-    record = json.loads(run("show", genotype, "--space", "darts", "--json", check=0).stdout)
+    record = json.loads(typed("show", genotype, "--space", "darts", "--json").out)
     assert record["architecture"] == genotype
     assert record["connected"]
 

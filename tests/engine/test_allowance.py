@@ -107,7 +107,12 @@ def test_stages_and_temperatures_go_with_the_time(tmp_path, clock, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "limit", [{"epochs": 10_000, "max_minutes": 0.5}, {"epochs": 10_000, "max_minutes": 0.02}, {"epochs": 3}]
+    "limit",
+    [
+        {"epochs": 10_000, "max_minutes": 0.02},
+        {"epochs": 3},
+        pytest.param({"epochs": 10_000, "max_minutes": 0.5}, marks=pytest.mark.long),
+    ],
 )
 def test_bayesnas_has_asked_for_evidence_before_it_decides(tmp_path, clock, limit):
     records = []

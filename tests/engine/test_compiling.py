@@ -12,7 +12,10 @@ from bayesarch.nets.kernels import library, rows
 from bayesarch.workflows.job import prepare
 from helpers import make_engine, needs_cc
 
-SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 300, "method": "bpnas"}
+SMALL = {
+    "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 160, "batch_size": 32,
+    "method": "bpnas",
+}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
 

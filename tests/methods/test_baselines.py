@@ -17,7 +17,9 @@ from bayesarch.posteriors import WithinLimits
 from bayesarch.spaces import NB201, TOY, Limits
 from helpers import make_engine, posterior_of
 
-SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
+SMALL = {
+    "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 200, "batch_size": 32,
+}  # fmt: skip
 PLANTED = "|product~0|+|skip~0|product~1|"
 
 CELL_METHODS = [name for name, entry in METHODS.items() if not entry.channels]
@@ -330,7 +332,14 @@ def test_bpnas_prunes_within_the_limits_step_by_step(tmp_path):
 # --- other spaces ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [name for name in CELL_METHODS if name != "bayesnas"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "bpnas" else ())  # it measures every option at the end
+        for name in CELL_METHODS
+        if name != "bayesnas"
+    ],
+)
 def test_ends_in_a_genotype_in_the_space_of_darts(method, tmp_path):
     """Two operations into each node, what was found still there, and nothing else."""
     settings = {"bpnas": {"reopen_steps": 1, "cost_batches": 0}, "random": {"candidates": 3}}.get(method)

@@ -16,14 +16,23 @@ from bayesarch.spaces import DARTS, NB201, TOY, tree_cell
 from bayesarch.testing import check_method
 from helpers import make_engine, several
 
-SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
+SMALL = {
+    "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 200, "batch_size": 32,
+}  # fmt: skip
 QUICK = {"warmup_steps": 4, "round_steps": 4, "rounds": 2}
 NOTHING = {"penalty_gates": 1e-12, "penalty_operations": 1e-12}
 FIXED = {"penalty_gates": 0.007, "penalty_operations": 0.007}
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"rule": "entropy", "threshold": 0.5}, {"update": "published"}, {"curvature": "mc"}]
+    "settings",
+    [
+        {},
+        {"rule": "entropy", "threshold": 0.5, "update": "published", "curvature": "mc"},
+        pytest.param({"rule": "entropy", "threshold": 0.5}, marks=pytest.mark.long),
+        pytest.param({"update": "published"}, marks=pytest.mark.long),
+        pytest.param({"curvature": "mc"}, marks=pytest.mark.long),
+    ],
 )
 def test_contract_where_several_options_may_stay(settings):
     config = BayesNASConfig(warmup_steps=8, round_steps=8, rounds=2, **settings)

@@ -41,7 +41,7 @@ def test_the_prior_does_the_work(tmp_path):
     [
         (BAYESNAS_CELL, {"channels": 4, "layers": 3}),
         pytest.param(DARTS, {"channels": 4, "layers": 3}, marks=pytest.mark.long),
-        ("tree-cell", {"channels": 4, "alpha": 6}),
+        pytest.param("tree-cell", {"channels": 4, "alpha": 6}, marks=pytest.mark.long),
     ],
     ids=["bayesnas-cell", "darts", "tree-cell"],
 )

@@ -9,7 +9,9 @@ from bayesarch.engine import found_by
 from bayesarch.posteriors import Listed
 from helpers import make_engine, posterior_of
 
-SMALL = {"space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 400}
+SMALL = {
+    "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1}, "limit": 200, "batch_size": 32,
+}  # fmt: skip
 
 
 def test_random_ends_with_the_best_candidate_that_lets_an_image_through(tmp_path):

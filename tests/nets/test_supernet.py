@@ -24,8 +24,20 @@ MANY_BLOCKS = "tree-cell-18"
 CELLS = [space for space in SPACES.values() if space.name != MANY_BLOCKS and not space.open]
 
 
-@pytest.mark.parametrize("space", CELLS, ids=lambda s: s.name)
-@pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 7, 9)])
+LARGE = ("darts", "tree-cell", "bayesnas-cell")
+"""Spaces whose networks take seconds: odd sides in one of them, where all have the same operations."""
+
+
+@pytest.mark.parametrize(
+    ("space", "input_shape"),
+    [
+        pytest.param(
+            space, shape, marks=pytest.mark.long if space.name in LARGE and again else (), id=f"{space.name}-{again}"
+        )
+        for space in CELLS
+        for again, shape in enumerate([(3, 7, 9), (1, 8, 8)])
+    ],
+)
 def test_contract(space, input_shape):
     check_supernet(space, input_shape=input_shape, sizes=SMALL[space.name], samples=2)
 

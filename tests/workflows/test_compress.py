@@ -292,7 +292,7 @@ def test_the_front_scores_several_sizes_of_one_path(made, tmp_path):
     assert whole["params"] == made.summary["rows"][0]["params"]
     assert whole["accuracy"] == made.summary["rows"][0]["accuracy"]
     weights, prices = made.folder.path / "networks" / "dense.safetensors", SMALL | {"compress.price": "weights"}
-    for row, bound in zip(rows, bounds, strict=True):
+    for row, bound in zip(rows[1:], bounds[1:], strict=True):  # the path to it leads through the other
         out = tmp_path / str(bound)
         run = ba.compress(
             "lenet-300-100", "digits", weights=weights, method="evidence", max_macs=bound, set=prices, out=out

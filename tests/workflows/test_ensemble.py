@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.ensembles import SELECTIONS, Mixture, fit_mixture
 from bayesarch.errors import ConfigError, DeviceError, RunError
 from bayesarch.functional import uncertainty as un
+from bayesarch.functional.svgd import particles
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.overview import overview
 from bayesarch.workflows.rewrite import rewrite
 from bayesarch.workflows.whole import RunListener
-from helpers import split_of
+from helpers import jobs_here, split_of
 
 SMALL = {
     "train.epochs": 2, "ensemble.reference": False, "ensemble.restart_epochs": 2, "ensemble.shared_epochs": 2,
@@ -39,7 +41,8 @@ def run(tmp_path_factory):
 def made(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("ensemble") / "neighbours"
     given = {**SMALL, "ensemble.reference": True}
-    return ba.ensemble(run, members=3, candidates="neighbours", set=given, out=out, seed=1)
+    with jobs_here():  # processes of their own are in the test that kills them
+        return ba.ensemble(run, members=3, candidates="neighbours", set=given, out=out, seed=1)
 
 
 def test_members_are_trainings_of_their_own_with_own_seeds(run, made):
@@ -158,7 +161,8 @@ def test_any_other_run_can_be_evaluated_too(made):
 
 
 @pytest.mark.parametrize("source", ["bpnas", "samples", "top", "nesbs-mc", "nesbs-svgd"])
-def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone, here):
+def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone, here, monkeypatch):
+    monkeypatch.setattr("bayesarch.ensembles.restarts.particles", partial(particles, steps=50))  # 1,000 as it comes
     done = ba.ensemble(run, members=2, candidates=source, set=SMALL, out=tmp_path / "a")
     assert len(done.members) == 2
     assert done.summary["source"] == source

@@ -41,7 +41,7 @@ def test_an_ensemble_of_perceptrons_on_a_table(tmp_path, here):
     assert row["difference"] < 1e-5
 
 
-def test_an_ensemble_on_arrays_keeps_them(tmp_path, fog_alone):
+def test_an_ensemble_on_arrays_keeps_them(tmp_path, fog_alone, here):
     from sklearn.datasets import load_digits
 
     digits = load_digits()

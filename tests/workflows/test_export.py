@@ -25,7 +25,7 @@ SIZES = {
     "nb201": {"channels": 4, "cells": 1},
     "darts": {"channels": 4, "layers": 3},
     "bayesnas-cell": {"channels": 4, "layers": 3},
-    "tree-cell": None,
+    "tree-cell": {"channels": 4, "alpha": 6},
     "shake-shake": {"width": 4, "blocks": 1},
     "densenet121": {"growth": 4, "blocks": (2, 2), "small_images": True},
 }
@@ -76,7 +76,9 @@ def test_one_module_gives_what_the_formulas_say():
     del total
 
 
-@pytest.mark.parametrize("space", [s if s != "darts" else pytest.param(s, marks=pytest.mark.long) for s in SIZES])
+@pytest.mark.parametrize(
+    "space", [pytest.param(s, marks=pytest.mark.long) if s in {"darts", "bayesnas-cell"} else s for s in SIZES]
+)
 def test_source_and_program_of_every_kind_of_network(space, tmp_path):
     made, x = predictor(space, members=2 if space == "nb201" else 1), images()  # two are twice the work, once is enough
     for name in ("source", "program"):
@@ -87,7 +89,9 @@ def test_source_and_program_of_every_kind_of_network(space, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("space", ["nb201", "shake-shake", pytest.param("darts", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "space", ["nb201", *(pytest.param(s, marks=pytest.mark.long) for s in ("shake-shake", "darts"))]
+)
 def test_onnx_with_onnxruntime_alone(space, tmp_path):
     made, x = predictor(space), images()
     workflow._write(workflow.FORMATS["onnx"], "onnx", tmp_path / "model.onnx", made, x)

@@ -19,6 +19,7 @@ from bayesarch.workflows.heap import TUNABLES
 from bayesarch.workflows.overview import overview
 from bayesarch.workflows.processes import _Crew, _local
 from bayesarch.workflows.waiting import SPINS, WAITING
+from helpers import jobs_here
 
 TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 
@@ -26,9 +27,10 @@ TINY = {"engine.epochs": 2, "engine.closing_epochs": 0}
 @pytest.fixture(scope="module")
 def repeated(tmp_path_factory):
     out = tmp_path_factory.mktemp("repeats") / "run"
-    return ba.search(
-        "planted", space="toy", method="darts", seed=5, repeats=3, parallel=2, limit=300, out=out, set=TINY
-    )
+    with jobs_here():  # processes of their own are in the test that stops them
+        return ba.search(
+            "planted", space="toy", method="darts", seed=5, repeats=3, parallel=2, limit=300, out=out, set=TINY
+        )
 
 
 def children(run):
@@ -135,7 +137,7 @@ def test_the_page_and_the_table(repeated, typed):
     assert "of 3 runs" in shown
 
 
-def test_arrays_are_kept_for_the_processes(tmp_path):
+def test_arrays_are_kept_for_the_processes(tmp_path, here):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(120, 1, 8, 8)).astype(np.float32), np.arange(120) % 3
     run = ba.search((images, labels), space="toy", method="random", repeats=2, out=tmp_path / "run", set=TINY)

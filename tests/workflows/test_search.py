@@ -151,7 +151,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(finished, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_saves_the_place_and_says_how_to_resume(finished, tmp_path, number):
     path = tmp_path / "run"
     process = command("search", "--data", "digits", "--limit", 400, "--out", path, *FLAGS)
@@ -328,7 +328,18 @@ def mnist(shared_data, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method", [name for name, entry in ba.METHODS.items() if not entry.channels])
+SEARCHED = ("bpnas", "bayesnas", "drnas", "gdas", "random")
+"""One of each kind of posterior and of step; all methods are resumed, limited and timed in tests of the engine."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in SEARCHED else pytest.mark.long)
+        for name, entry in ba.METHODS.items()
+        if not entry.channels
+    ],
+)
 def test_every_method_ends_in_a_posterior_on_mnist(method, mnist, tmp_path):
     """A short search on real images, with given test set; what it found is a network that runs."""
     settings = {"space.channels": 4, "space.cells": 1, "engine.epochs": 2, "engine.closing_epochs": 1}
