@@ -9,6 +9,7 @@ dilated depthwise convolutions (`depthwise.py`), and the gate as the scale of th
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 from bayesarch.spaces import Space
 
 __all__ = ["Options", "in_supernet", "load_shared"]
+
+
+class _Leaf(NamedTuple):
+    """A module that leaves a node, its layers one by one, and (flat option, target node) of all that use it."""
+
+    module: nn.Module
+    layers: list[nn.Module]
+    users: list[tuple[int, str]]
 
 
 class Options(nn.Module):
@@ -78,6 +87,23 @@ class Options(nn.Module):
                     if not shared:
                         self.key_of[g] = key
                 self.wiring[key][1].append((g, choice.target))
+        self._leaves: dict[str, list[_Leaf]] = {}
+        self._tell()
+
+    def _tell(self) -> None:
+        """Note what leaves each node: a pass asks every node of every cell."""
+        self._leaves = {}
+        for key, (source, users) in self.wiring.items():
+            module = self.modules_of[key]
+            self._leaves.setdefault(source, []).append(_Leaf(module, _layers(module), users))
+
+    def _used(self, node: str, active: frozenset[int] | None) -> list[_Leaf]:
+        """Return what leaves a node, of it what `active` has."""
+        leaves = self._leaves.get(node, [])
+        if active is None:
+            return leaves
+        told = [leaf._replace(users=[user for user in leaf.users if user[0] in active]) for leaf in leaves]
+        return [leaf for leaf in told if leaf.users]
 
     def parameters_of(self, column: int) -> list[nn.Parameter]:
         """Return the parameters of one option; empty where it has none."""
@@ -91,22 +117,18 @@ class Options(nn.Module):
             if not left:
                 del self.modules_of[key], self.wiring[key]
         self.key_of = {g: key for g, key in self.key_of.items() if key in self.wiring}
+        self._tell()
 
     def leaving(
         self, node: str, h: Tensor, gates: Tensor | None, active: frozenset[int] | None
     ) -> Iterator[tuple[str, Piece]]:
         """Yield (target node, gated output) of every option that leaves `node`, whose features are `h`."""
         begun = _Begun(h)
-        for key, (source, users) in self.wiring.items():
-            used = [(g, target) for g, target in users if active is None or g in active]
-            if source != node or not used:
-                continue
-            module = self.modules_of[key]
+        for module, layers, used in self._used(node, active):
             if self.gates_first and gates is not None:
                 for g, target in used:
                     yield target, module(h * _gate(gates, g, h.ndim))
                 continue
-            layers = _layers(module)
             if gates is not None and gates.shape[0] == 1 and len(used) == 1 and is_bare_norm(layers[-1]):
                 ((g, target),) = used
                 yield target, _scaled(begun.finished(layers[:-1]), layers[-1], gates[0, g])
@@ -124,15 +146,11 @@ class Options(nn.Module):
         if self.gates_first:
             yield from self.leaving(node, h, gates, active)
             return
-        leaving = []
-        for key, (source, users) in self.wiring.items():
-            used = [(g, target) for g, target in users if active is None or g in active]
-            if source == node and used:
-                leaving.append((used, self.modules_of[key]))
-        begun = _BegunByKernels(h, [_layers(module) for _, module in leaving])
+        leaving = self._used(node, active)
+        begun = _BegunByKernels(h, [leaf.layers for leaf in leaving])
         together: dict[int, list[tuple[str, Chain, Tensor]]] = {}
-        for used, module in leaving:
-            layers, x = begun.left(_layers(module))
+        for _, whole, used in leaving:
+            layers, x = begun.left(whole)
             chain = chain_of(layers, used[0][0]) if len(used) == 1 else None
             if chain is not None:  # what lies at the same place is the same
                 together.setdefault(x.data_ptr(), []).append((used[0][1], chain, x))
