@@ -111,7 +111,7 @@ def ways_row(nets: Mapping[str, Mapping[str, Any]], *, short: bool) -> dict[str,
     return {"of": found}
 
 
-def fused_row(nets: Mapping[str, Mapping[str, Any]], *, peaks: bool = True) -> dict[str, Any]:
+def fused_row(nets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return our step with sums by kernels of ours against the published step in fp32, and peaks.
 
     In fp32, and in bf16 where the processor has it. The kernels are compiled before, which takes some seconds once.
@@ -124,7 +124,7 @@ def fused_row(nets: Mapping[str, Mapping[str, Any]], *, peaks: bool = True) -> d
         if multiplies_bf16():
             works |= {"ours, bf16": _in_bf16(plain.ours()), "fused, bf16": _in_bf16(fused.ours())}
         steps = in_turn(works, given["rounds"], "published")
-        memory = {which: peak_of(which, name, given) for which in works if peaks and which != "ours, bf16"}
+        memory = {which: peak_of(which, name, given) for which in works if which != "ours, bf16"}
         found[name] = {"given": dict(given), "steps": steps, "peak_mib": memory}
     return {"of": found}
 
@@ -374,7 +374,7 @@ def main() -> None:
     nets = SHORT if arguments.short else NETS
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         **{name: partial(step_row, name, nets[name], peaks=name == "nb201" or not arguments.short) for name in nets},
-        "fused": lambda: fused_row({"nb201": nets["nb201"]}, peaks=False) if arguments.short else fused_row(nets),
+        "fused": lambda: fused_row({"nb201": nets["nb201"]} if arguments.short else nets),
         "ways": lambda: ways_row(nets, short=arguments.short),
         "search": lambda: search_row(arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),

@@ -159,8 +159,8 @@ def test_what_was_found_there_is_trained_there_and_used_here(tmp_path, card, mon
 @pytest.mark.parametrize("method", ["evidence", "switches"])
 def test_a_network_is_made_smaller_there_as_here(method, tmp_path, monkeypatch):
     """Curvature by examples, cutting, momentum of what stays, checkpoints of rounds."""
-    settings = {"compress.dense_epochs": 4, "compress.finetune_epochs": 1, "compress.rounds": 2, "train.epochs": 1}
-    words = {"method": method, "limit": 200, "max_params": 40_000, "set": settings}
+    settings = {"compress.dense_epochs": 6, "compress.finetune_epochs": 1, "compress.rounds": 2, "train.epochs": 1}
+    words = {"method": method, "limit": 300, "max_params": 40_000, "set": settings}
     here = ba.compress("lenet-300-100", "digits", device="cpu", out=tmp_path / "cpu", **words).summary
     with pretended_card(monkeypatch) as marks:
         there = ba.compress("lenet-300-100", "digits", device="cuda", out=tmp_path / "card", **words).summary

@@ -135,8 +135,8 @@ def test_only_options_that_are_used_are_computed(method, tmp_path, monkeypatch):
     passes = 2 if method == "gdas" else 1
     engine.method.step(engine.state, engine.net, batches, streams=engine.streams, clock=engine._clock())
     linear = engine.net.head[-1]
-    assert engine.net.images_seen == 64 * passes
-    assert engine.net.macs_spent == sum(convolutions) + 64 * passes * linear.in_features * linear.out_features
+    assert engine.net.images_seen == 32 * passes
+    assert engine.net.macs_spent == sum(convolutions) + 32 * passes * linear.in_features * linear.out_features
     before = engine.net.macs_spent
     engine.net(batches["weights"].images, engine.method.gates(engine.state))  # everything
     assert before < 0.6 * passes * (engine.net.macs_spent - before)
