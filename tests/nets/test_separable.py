@@ -1,13 +1,17 @@
 """Chains of depthwise and 1 x 1 convolutions, their sum through gates, and all gradients, against torch's layers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.config import Config
-from bayesarch.nets.by_kernels import chain_of, chained
+from bayesarch.nets import Supernet
+from bayesarch.nets.by_kernels import adapted, chain_of, chained
 from bayesarch.nets.kernels import Chain, Norm, Pair, moments_of, separable_parts, sum_of
+from bayesarch.nets.operations import Halving
 from bayesarch.nets.options import Options
 from bayesarch.nets.pieces import mixed
 from bayesarch.spaces import SPACES, Choice, Space
@@ -87,6 +91,85 @@ def test_values_and_all_gradients_are_those_of_torch(shape, outs, stride, kind):
     mine, theirs = (passed(way, kind, images(*shape), outs, stride=stride) for way in (ours, naive))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_the_input_its_positive_part_is_taken(kind, stride, normed):
+    """Normalised by its own moments, through which its gradient goes, or as it is."""
+    norm = Norm(torch.zeros(17).double(), torch.ones(17).double(), 0.1, 1e-5)
+
+    def risen(x, gates, chains):
+        moments = moments_of(x, norm) if normed else None
+        return sum_of(separable_parts(x, gates, chains, risen=True, moments=moments))
+
+    def whole(x, gates, chains):
+        return naive(F.relu(F.batch_norm(x, None, None, training=True) if normed else x), gates, chains)
+
+    mine, theirs = (passed(way, kind, images(3, 17, 5, 8, mean=0.3), 20, stride=stride) for way in (risen, whole))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def adapters():
+    """Return layers that bring an input of six channels to a cell's size, DARTS's and BayesNAS's."""
+    points = [nn.Conv2d(6, 4, 1, bias=False) for _ in range(3)]
+    norms = [nn.BatchNorm2d(c, affine=False) for c in (4, 6, 6)]
+    return {
+        "ReLU first": [nn.ReLU(), points[0], norms[0]],
+        "norm first": [norms[1], nn.ReLU(), points[1]],
+        "halves": [Halving(6, 6), norms[2], nn.ReLU(), points[2]],
+    }
+
+
+@pytest.mark.parametrize("kind", adapters())
+def test_inputs_are_adapted_as_by_torch(kind):
+    layers = nn.Sequential(*adapters()[kind]).double()
+    twin, gates = copy.deepcopy(layers), torch.rand(1, 5, dtype=torch.float64)
+    found = []
+    for work in (lambda x: adapted(list(layers), x, gates), twin):
+        x = images(3, 6, 8, 5, mean=0.4).requires_grad_()
+        out = work(x)
+        parameters = layers.parameters() if not found else twin.parameters()
+        found.append([out, *torch.autograd.grad(out, [x, *parameters], images(*out.shape, seed=3))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    for mine, theirs in zip(layers.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_what_is_no_adapter_is_left_to_torch():
+    x, gates, relu = images(2, 6, 4, 4), torch.ones(1, 1).double(), nn.ReLU()
+    point, norm = nn.Conv2d(6, 6, 1, bias=False).double(), nn.BatchNorm2d(6, affine=False).double()
+    others = [
+        [relu, point], [point, norm], [norm, relu], [relu, norm, point], [norm, point, relu], [point, relu, norm],
+        [relu, nn.Conv2d(6, 6, 1), norm], [relu, nn.Conv2d(6, 6, 3, padding=1, bias=False), norm],
+        [relu, nn.Conv2d(6, 6, 1, groups=2, bias=False), norm], [relu, nn.Conv2d(6, 6, 1, 2, bias=False), norm],
+        [relu, point, nn.BatchNorm2d(6)], [nn.BatchNorm2d(6), relu, point], [norm, relu, point, norm],
+        [nn.BatchNorm2d(6, affine=False).eval(), relu, point], [relu, point, nn.BatchNorm2d(6, affine=False).eval()],
+    ]  # fmt: skip
+    assert all(adapted(layers, x, gates) is None for layers in others)
+    assert adapted([relu, point, norm], x, gates) is not None
+    assert int(norm.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("space", ["darts", "bayesnas-cell"])
+def test_a_fused_supernet_adapts_inputs_so_while_it_is_trained(space, monkeypatch):
+    calls = []
+    monkeypatch.setattr("bayesarch.nets.options.adapted", lambda *given: calls.append(1) or adapted(*given))
+    net = Supernet(
+        SPACES[space], input_shape=(3, 8, 8), classes=3, sizes={"channels": 4, "layers": 3},
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    gates = torch.ones(1, 1, net.space.n_options)
+    net(images(2, 3, 8, 8, dtype=torch.float32), gates)
+    assert not calls
+    net.fuse()
+    net.eval()(images(2, 3, 8, 8, dtype=torch.float32), gates)
+    assert not calls
+    net.train()(images(2, 3, 8, 8, dtype=torch.float32), gates)
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -18,12 +18,13 @@ from bayesarch.nets.kernels import (
     moments_of,
     norm_relu,
     separable_parts,
+    sum_of,
     window_max,
 )
 from bayesarch.nets.operations import Free, Halving
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 
-__all__ = ["by_kernels", "chain_of", "chained", "is_bare_norm", "usual"]
+__all__ = ["adapted", "by_kernels", "chain_of", "chained", "is_bare_norm", "usual"]
 
 
 def by_kernels(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Moments | None]:
@@ -71,18 +72,50 @@ def chain_of(layers: Sequence[nn.Module], column: int) -> Chain | None:
 
 def chained(x: Tensor, gates: Tensor, chains: Sequence[Chain]) -> list[Part]:
     """Return what chains bring to nodes, in the type that convolutions have here; arguments as of `separable_parts`."""
-    if torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))
-    return separable_parts(x, gates, chains)
+    return separable_parts(_as_convolved(x), gates, chains)
+
+
+def _as_convolved(x: Tensor) -> Tensor:
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+
+
+def adapted(layers: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tensor | None:
+    """Return what brings an input to a cell's size, in training: a 1 x 1 convolution with ReLU and norm about it.
+
+    Neither the positive part nor what a norm before it gives is made. None: these layers are others.
+
+    Args:
+        layers: ReLU, convolution and norm, or norm, ReLU and convolution, perhaps behind two halves.
+        x: shape (B, C, H, W), on a CPU.
+        gates: of the options, shape (1, G); their type is what counts.
+    """
+    halving, rest = (layers[:1], layers[1:]) if isinstance(layers[0], Halving) else ([], layers)
+    kinds, norm_first = [type(layer) for layer in rest], len(rest) > 0 and isinstance(rest[0], nn.BatchNorm2d)
+    if kinds != ([nn.BatchNorm2d, nn.ReLU, nn.Conv2d] if norm_first else [nn.ReLU, nn.Conv2d, nn.BatchNorm2d]):
+        return None
+    norm, conv = (rest[0], rest[2]) if norm_first else (rest[2], rest[1])
+    if not _is_point(conv) or not _is_taken([norm]):
+        return None
+    for layer in halving:
+        x = usual(layer, x)
+    x, told = _as_convolved(x), _taken([norm])
+    before = moments_of(x, told) if norm_first and told is not None else None
+    chain = Chain((Pair(None, conv.weight, 1, 1, None if norm_first else told),), 0)
+    (part,) = separable_parts(x, gates.new_ones(1, 1), [chain], risen=True, moments=before)
+    return part.stands if part.moments is None else sum_of([part])
 
 
 def _is_separable(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Conv2d]]:
     """Return whether layers are a depthwise convolution of a size that there is a kernel for, and a 1 x 1 one."""
-    if len(layers) < 2 or not is_depthwise(layers[0], strides=(1, 2)) or not keeps_size(layers[1]):
+    if len(layers) < 2 or not is_depthwise(layers[0], strides=(1, 2)):
         return False
     (depth, point), side = layers, layers[0].kernel_size[0]
-    square = side in SIDES and depth.kernel_size == (side, side)
-    return bool(square and point.kernel_size == point.stride == (1, 1) and point.groups == 1)
+    return bool(side in SIDES and depth.kernel_size == (side, side) and _is_point(point))
+
+
+def _is_point(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a layer is a 1 x 1 convolution of all channels."""
+    return keeps_size(layer) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
 
 
 def _of_one(layer: nn.Module, x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesarch.nets.by_kernels import by_kernels, chain_of, chained, is_bare_norm, usual
+from bayesarch.nets.by_kernels import adapted, by_kernels, chain_of, chained, is_bare_norm, usual
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Chain, Norm, fan, moments_of, norm_relu, parts_of
+from bayesarch.nets.kernels import Chain, Norm, fan, fits, moments_of, norm_relu, parts_of
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.pieces import Piece
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
@@ -272,9 +272,18 @@ class _BegunByKernels(_Begun):
         return next(self._normed)
 
 
-def in_supernet(module: nn.Module, x: Tensor) -> Tensor:
-    """Return what a module gives, by ways of computing it that are fast in training and left out of plain networks."""
-    return _Begun(x).through(_layers(module), x)
+def in_supernet(module: nn.Module, x: Tensor, gates: Tensor, *, fused: bool) -> Tensor:
+    """Return what a module gives, by ways of computing it that are fast in training and left out of plain networks.
+
+    Args:
+        module: what brings an input to a cell's size.
+        x: the input, shape (B, C, H, W).
+        gates: of the cell's options, shape (B or 1, G).
+        fused: whether kernels of ours may do it, where they can.
+    """
+    layers = _layers(module)
+    out = adapted(layers, x, gates) if fused and module.training and fits(x, gates) else None
+    return _Begun(x).through(layers, x) if out is None else out
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.operations import Halving, factorized_reduce
 from bayesarch.nets.options import Options, in_supernet, load_shared
 from bayesarch.nets.pieces import Piece, gates_of, mixed, total
-from bayesarch.nets.regions import Region, as_they_are
+from bayesarch.nets.regions import Region, as_they_are, fused
 from bayesarch.nets.skeletons import MakeCell, Shape, Trunk
 from bayesarch.spaces import Space
 
@@ -110,10 +110,9 @@ class TwoInputCell(nn.Module):
             gates: shape (B or 1, G); None in a plain network.
             active: flat options to compute; None: all that are there.
         """
-        adapted = nn.Module.__call__ if gates is None else in_supernet
         features = {
-            self.style.older: adapted(self.adapt_older, older),
-            self.style.newer: adapted(self.adapt_newer, newer),
+            self.style.older: self._adapted(self.adapt_older, older, gates),
+            self.style.newer: self._adapted(self.adapt_newer, newer, gates),
         }
         like = features[self.style.newer][:, :, :: self.stride, :: self.stride]
         parts: dict[str, list[Any]] = {node: [] for node in self.order}
@@ -131,6 +130,10 @@ class TwoInputCell(nn.Module):
                 for target, piece in self._around(node, h[:, self.width :], gates, active):
                     rest[target].append(piece)
         return torch.cat([features[node] for node in self.inner], 1)
+
+    def _adapted(self, adapter: nn.Module, x: Tensor, gates: Tensor | None) -> Tensor:
+        out: Tensor = adapter(x) if gates is None else in_supernet(adapter, x, gates, fused=self.region is fused)
+        return out
 
     def _join(self, add: Callable[..., Tensor], parts: Sequence[Any], rest: Sequence[Any], like: Tensor) -> Tensor:
         if self.width == self.channels:

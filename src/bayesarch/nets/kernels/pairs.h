@@ -140,8 +140,8 @@ static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image)
 }
 
 /* Rows of the gradient of an image; with moments, of what is normalised, where that is positive, and sums of it and of it
-   times what is normalised. */
-static void up(const Plan *p, const Bench *d, T *dx, double *sums) {
+   times what is normalised. `past`: they will not be read again soon. */
+static void up(const Plan *p, const Bench *d, T *dx, double *sums, int past) {
   int64_t pixels = (int64_t)p->height * p->width;
   for (int c = 0; c < p->in && p->scale; c += BLOCK) {
     V *g = d->grad + c / BLOCK * pixels, total = {0}, product = {0};
@@ -155,12 +155,13 @@ static void up(const Plan *p, const Bench *d, T *dx, double *sums) {
     add(sums + c, total, BLOCK);
     add(sums + p->columns + c, product, BLOCK);
   }
-  put_rows(d->grad, pixels, p->in, pixels, dx, !p->scale);
+  put_rows(d->grad, pixels, p->in, pixels, dx, past);
 }
 
-/* Gradients of the above: dx, the sum of those through all units (null: it is not wanted), and what they ask for. */
+/* Gradients of the above: dx, the sum of those through all units (null: it is not wanted), and what they ask for; `through`:
+   dx goes through the moments too, which are those of x. */
 void separable_back(int n, const Unit *units, int64_t images, int height, int width, int in, int stride, int threads,
-                    const T *x, int64_t step, const double *mean, const double *inv, A *own, T *dx) {
+                    const T *x, int64_t step, const double *mean, const double *inv, A *own, T *dx, int through) {
   Plan p = plan_of(n, units, images, height, width, in, stride, threads);
   Pair *pairs = malloc(n * sizeof(Pair));
   V *first = aligned(own);
@@ -188,7 +189,7 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
         }
         mine += units[k].side * units[k].side * p.columns;
       }
-      if (dx) up(&p, &d, dx + b * height * width * in, sums + size * thread);
+      if (dx) up(&p, &d, dx + b * height * width * in, sums + size * thread, !(mean && through));
     }
     PASSED;
   }
@@ -209,7 +210,7 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
     }
     place += (size_t)taps * p.columns;
   }
-  if (dx && mean)
+  if (dx && mean && through)
     fall(x, step, dx, in, p.scale, p.shift, images * height * width, in, threads, sums, size, p.columns, dx);
   free(sums);
   free(pairs);

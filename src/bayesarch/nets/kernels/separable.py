@@ -55,7 +55,9 @@ class Chain(NamedTuple):
     column: int
 
 
-def separable_parts(x: Tensor, gates: Tensor, chains: Sequence[Chain]) -> list[Part]:
+def separable_parts(
+    x: Tensor, gates: Tensor, chains: Sequence[Chain], *, risen: bool = False, moments: Moments | None = None
+) -> list[Part]:
     """Return what chains bring to nodes, through gates; `sum_of` alone can read it.
 
     A second derivative is refused.
@@ -64,14 +66,28 @@ def separable_parts(x: Tensor, gates: Tensor, chains: Sequence[Chain]) -> list[P
         x: what all of them take, shape (B, C, H, W), on a CPU.
         gates: shape (1, G).
         chains: at least one; the first pairs have the same stride.
+        risen: whether they take the positive part of x, which is then not made either;
+        moments: normalised by these before, those of x; None: by nothing.
 
     Raises:
         ValueError: if running moments are not what a kernel writes to.
     """
-    moments = [[None if pair.norm is None else _empty(pair) for pair in chain.pairs] for chain in chains]
+    found = [[None if pair.norm is None else _empty(pair) for pair in chain.pairs] for chain in chains]
+    taken = _Taken(moments or _neutral(x.shape[1]), moments is not None) if risen else None
     weights = [kernel for chain in chains for pair in chain.pairs for kernel in (pair.depth, pair.point)]
-    stand: tuple[Tensor, ...] = _Chains.apply(in_rows(x), gates.contiguous(), chains, moments, *weights)
-    return [Part(out, gates, chain.column, mine[-1]) for out, chain, mine in zip(stand, chains, moments, strict=True)]
+    stand: tuple[Tensor, ...] = _Chains.apply(in_rows(x), gates.contiguous(), chains, found, taken, *weights)
+    return [Part(out, gates, chain.column, mine[-1]) for out, chain, mine in zip(stand, chains, found, strict=True)]
+
+
+class _Taken(NamedTuple):
+    """How the positive part of an input is taken: normalised by moments, of it or not."""
+
+    moments: Moments
+    of_it: bool
+
+
+def _neutral(channels: int) -> Moments:
+    return Moments(torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64))
 
 
 def _empty(pair: Pair) -> Moments:
@@ -113,18 +129,21 @@ class _Chains(torch.autograd.Function):
     """From what chains take, gates and kernels to what they give; back from the gradients of the sums behind them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, chains: Any, moments: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, gates: Tensor, chains: Any, moments: Any, taken: Any, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
         made: list[list[_Made]] = []
         for chain, mine in zip(chains, moments, strict=True):
             made.append([])
             for pair, of_out in zip(chain.pairs, mine, strict=True):
                 out = _empty_out(made[-1][-1].out if made[-1] else x, pair)
                 made[-1].append(_Made(pair, out, of_out, _working(pair, x.dtype)))
-        _run("separable", x, None, [line[0] for line in made], [_moving(line[0]) for line in made])
+        before = None if taken is None else taken.moments
+        _run("separable", x, before, [line[0] for line in made], [_moving(line[0]) for line in made])
         for line in made:
             for before, one in pairwise(line):
                 _run("separable", before.out, before.moments, [one], [_moving(one)])
-        ctx.chains, ctx.moments = chains, moments
+        ctx.chains, ctx.moments, ctx.taken = chains, moments, taken
         ctx.save_for_backward(x, gates, *weights, *(one.out for line in made for one in line))
         return tuple(line[-1].out.detach() for line in made)
 
@@ -132,7 +151,7 @@ class _Chains(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
         x, gates, *saved = ctx.saved_tensors
-        weights, wanted = saved[: len(ctx.needs_input_grad) - 4], iter(ctx.needs_input_grad[4:])
+        weights, wanted = saved[: len(ctx.needs_input_grad) - 5], iter(ctx.needs_input_grad[5:])
         outs = iter(saved[len(weights) :])
         dx = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
         dgates = torch.zeros_like(gates) if ctx.needs_input_grad[1] else None
@@ -148,13 +167,14 @@ class _Chains(torch.autograd.Function):
             for k in range(len(line) - 1, 0, -1):
                 below = torch.empty_like(line[k - 1].out)
                 given = (line[k - 1].out, line[k - 1].moments, [line[k]], [g.told(asked[k])])
-                _run("separable_back", *given, pointer(below))
+                _run("separable_back", *given, pointer(below), 1)
                 g = _Slope(below)
             firsts.append(line[0])
             told.append((g, asked[0]))
-        _run("separable_back", x, None, firsts, [g.told(dw) for g, dw in told], pointer(dx))
+        before, through = (None, False) if ctx.taken is None else ctx.taken
+        _run("separable_back", x, before, firsts, [g.told(dw) for g, dw in told], pointer(dx), int(through))
         of_weights = [None if dw is None else dw.to(w.dtype) for dw, w in zip(found, weights, strict=True)]
-        return dx, dgates, None, None, *of_weights
+        return dx, dgates, None, None, None, *of_weights
 
 
 class _Slope(NamedTuple):
