@@ -37,7 +37,9 @@ for _ in range(10):
         optimizer.step()
 
 with tempfile.TemporaryDirectory() as folder:
-    run = ba.compress(net, "digits", limit=600, max_macs=100_000, out=Path(folder) / "smaller")
+    run = ba.compress(
+        net, "digits", limit=600, max_macs=100_000, set={"train.epochs": 20}, out=Path(folder) / "smaller"
+    )
     small = run.network(net)
     before, after = run.summary["rows"]
     print(type(small).__name__, [tuple(p.shape) for p in small.parameters() if p.ndim > 1])

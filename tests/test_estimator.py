@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 import bayesarch as ba
 from bayesarch.errors import ConfigError
 
-TINY = {"members": 1, "search_epochs": 1, "train_epochs": 25, "batch_size": 32}
+TINY = {"members": 1, "search_epochs": 1, "train_epochs": 15, "batch_size": 32}
 NOT_EXACTLY = {
     "check_sample_weight_equivalence_on_dense_data": "an example of weight 2 and two examples meet other batches",
 }

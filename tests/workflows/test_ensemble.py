@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from bayesarch.data import DataConfig, load, split, splits_on
 from bayesarch.ensembles import SELECTIONS, Mixture, fit_mixture
 from bayesarch.errors import ConfigError, DeviceError, RunError
 from bayesarch.functional import uncertainty as un
-from bayesarch.functional.svgd import particles
 from bayesarch.workflows import ensemble as workflow
 from bayesarch.workflows.halves import halves
 from bayesarch.workflows.overview import overview
@@ -160,9 +158,10 @@ def test_any_other_run_can_be_evaluated_too(made):
         ba.evaluate(member.path, corruptions=[], ood="planted")
 
 
-@pytest.mark.parametrize("source", ["bpnas", "samples", "top", "nesbs-mc", "nesbs-svgd"])
-def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone, here, monkeypatch):
-    monkeypatch.setattr("bayesarch.ensembles.restarts.particles", partial(particles, steps=50))  # 1,000 as it comes
+@pytest.mark.parametrize(
+    "source", ["bpnas", "samples", "top", "nesbs-mc", pytest.param("nesbs-svgd", marks=pytest.mark.long)]
+)
+def test_every_source_ends_in_an_ensemble(source, run, tmp_path, fog_alone, here):
     done = ba.ensemble(run, members=2, candidates=source, set=SMALL, out=tmp_path / "a")
     assert len(done.members) == 2
     assert done.summary["source"] == source
