@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from bayesarch.errors import ConfigError
 from bayesarch.nets import PathDrop, Supernet, build
 from bayesarch.nets.operations import Halving, operation_module
+from bayesarch.nets.options import Options
 from bayesarch.nets.pieces import mixed
 from bayesarch.spaces import BAYESNAS_CELL, DARTS, SPACES, Architecture, tree_cell
+from helpers import images, needs_cc
 
 SIZES = {"channels": 4, "layers": 3}
 
@@ -315,3 +317,20 @@ def test_an_option_that_begins_with_a_norm_does_not_feel_a_gate_before_it(genera
     for kind in ("max", "avg"):  # poolings are linear enough: the same slope on either side
         assert first[kind] == pytest.approx(last[kind], rel=1e-6)
         assert last[kind] > 1e-3
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["resting", "removed"])
+@pytest.mark.parametrize("way", ["leaving", pytest.param("parting", marks=needs_cc)])
+def test_options_that_rest_or_are_removed_bring_nothing(way, gone):
+    """Whatever their gates: they are not computed."""
+    options = Options(
+        DARTS, "normal", 4, range(DARTS.n_options), stride_of=lambda node: 1, affine=False, norm_free=True
+    ).double()
+    h, gates = images(3, 4, 6, 5), torch.ones(1, DARTS.n_options, dtype=torch.float64)
+    live = torch.arange(DARTS.n_options) % 3 == 0
+    expected = mixed([piece for _, piece in getattr(options, way)("0", h, gates * live, None)], h)
+    if gone:
+        options.keep(live)
+    active = None if gone else frozenset(live.nonzero().flatten().tolist())
+    found = mixed([piece for _, piece in getattr(options, way)("0", h, gates, active)], h)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
