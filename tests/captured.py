@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pretended import HOST, Marks, leaves
+from pretended import HOST, Marks, Watching, leaves
 
 SILENT = {"aten::native_batch_norm": (3, 4), "aten::cudnn_batch_norm": (3, 4)}
 """Arguments that an operation writes to without saying so."""
@@ -46,7 +45,7 @@ class Graph:
                         old.copy_(new)
 
 
-class Capture(TorchDispatchMode):
+class Capture(Watching):
     """Writes operations on the card down; at the end everything is as it was before."""
 
     def __init__(self, graph: Graph, marks: Marks):
@@ -54,11 +53,6 @@ class Capture(TorchDispatchMode):
         self.graph, self.marks = graph, marks
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.born: dict[int, torch.Tensor] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled in here; torch would ask its compiler at every operation."""
-        return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name

@@ -97,17 +97,21 @@ class Marks:
         self.waits.append(Wait(what, tuple(code.co_qualname for code in ours)))
 
 
-class Operations(TorchDispatchMode):
-    """Every operation, those of a backward pass too: its tensors must lie on one device."""
-
-    def __init__(self, marks: Marks):
-        super().__init__()
-        self.marks = marks
+class Watching(TorchDispatchMode):
+    """Sees every operation."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing is compiled in here; torch would ask its compiler at every operation."""
         return False
+
+
+class Operations(Watching):
+    """Every operation, those of a backward pass too: its tensors must lie on one device."""
+
+    def __init__(self, marks: Marks):
+        super().__init__()
+        self.marks = marks
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

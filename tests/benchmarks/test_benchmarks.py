@@ -147,17 +147,17 @@ def test_random_search_spends_what_the_reference_spent(tmp_path):
     sets = {"space.channels": 2, "space.cells": 1, "engine.batch_size": 16, "method.candidates": 9}
     task = {"data": "digits", "limit": 300, "sets": sets}
     record = tmp_path / "record.json"
-    rows = [{"method": "bpnas", "seed": seed, "forward_macs": macs} for seed, macs in enumerate((0.75e8, 1.25e8))]
+    rows = [{"method": "bpnas", "seed": seed, "forward_macs": macs} for seed, macs in enumerate((1.5e8, 2.5e8))]
     record.write_text(json.dumps({"rows": rows}))
     epochs = quality.matched_epochs(argparse.Namespace(out=record), task)
     sets = quality.sets_of(task, "random", epochs) | {"engine.closing_epochs": 0}
     run = ba.search("digits", method="random", limit=300, out=tmp_path / "run", set=sets)
-    assert run.summary["search_epochs"] == epochs > 5
-    assert run.summary["forward_macs"] == pytest.approx(1e8, rel=0.07)
+    assert run.summary["search_epochs"] == epochs > 10
+    assert run.summary["forward_macs"] == pytest.approx(2e8, rel=0.05)
     sizes = tidy_sizes(NB201, {"channels": 2, "cells": 1})
     cells = [Architecture(NB201, picks) for picks in list(NB201.all_picks())[::32]]
     cost = np.mean([architecture_cost(cell, sizes=sizes, input_shape=(1, 8, 8), classes=10).macs for cell in cells])
-    assert run.summary["images"] * cost == pytest.approx(1e8, rel=0.05)
+    assert run.summary["images"] * cost == pytest.approx(2e8, rel=0.025)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bayesarch.config import Config
 from bayesarch.nets import Supernet
 from bayesarch.nets.by_kernels import adapted, chain_of, chained
-from bayesarch.nets.kernels import Chain, Norm, Pair, moments_of, separable_parts, sum_of
+from bayesarch.nets.kernels import Chain, Norm, Pair, Rise, moments_of, separable_parts, sum_of
 from bayesarch.nets.operations import Halving
 from bayesarch.nets.options import Options
 from bayesarch.nets.pieces import mixed
@@ -102,7 +102,7 @@ def test_of_the_input_its_positive_part_is_taken(kind, stride, normed):
 
     def risen(x, gates, chains):
         moments = moments_of(x, norm) if normed else None
-        return sum_of(separable_parts(x, gates, chains, risen=True, moments=moments))
+        return sum_of(separable_parts(x, gates, chains, Rise(moments)))
 
     def whole(x, gates, chains):
         return naive(F.relu(F.batch_norm(x, None, None, training=True) if normed else x), gates, chains)

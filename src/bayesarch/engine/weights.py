@@ -24,7 +24,7 @@ class Weights:
         self.net, self.clip = net, clip
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self._momenta: dict[nn.Parameter, Tensor] = {}  # `torch.optim.SGD` would load torch's compiler
-        self._all = list(net.parameters())  # of thousands of modules: a small step would be looking for them mostly
+        self._all = list(net.parameters())  # to look for them in thousands of modules takes a while
 
     def zero(self) -> None:
         """Forget all gradients; what gets none is left alone by the next step."""

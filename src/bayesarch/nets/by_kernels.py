@@ -15,6 +15,7 @@ from bayesarch.nets.kernels import (
     Norm,
     Pair,
     Part,
+    Rise,
     moments_of,
     norm_relu,
     separable_parts,
@@ -101,7 +102,7 @@ def adapted(layers: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tensor | N
     x, told = _as_convolved(x), _taken([norm])
     before = moments_of(x, told) if norm_first and told is not None else None
     chain = Chain((Pair(None, conv.weight, 1, 1, None if norm_first else told),), 0)
-    (part,) = separable_parts(x, gates.new_ones(1, 1), [chain], risen=True, moments=before)
+    (part,) = separable_parts(x, gates.new_ones(1, 1), [chain], Rise(before))
     return part.stands if part.moments is None else sum_of([part])
 
 

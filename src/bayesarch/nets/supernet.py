@@ -94,7 +94,7 @@ class Supernet(nn.Module):
         """Forward passes so far, in images and in MACs: counted from the options computed, never read back here."""
         self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()
         self._weights: list[nn.Parameter] | None = None
-        """All parameters, until there are others: to look for them takes longer than a small pass may."""
+        """All parameters, until there are others: to look for them in thousands of modules takes a while."""
 
     @property
     def full_macs(self) -> int:

@@ -13,7 +13,7 @@ from bayesarch.nets.kernels.rows import (
     parts_of,
     sum_of,
 )
-from bayesarch.nets.kernels.separable import SIDES, Chain, Pair, separable_parts
+from bayesarch.nets.kernels.separable import SIDES, Chain, Pair, Rise, separable_parts
 from bayesarch.nets.kernels.winograd import filtered_conv, pays
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Norm",
     "Pair",
     "Part",
+    "Rise",
     "box_mean",
     "fan",
     "filtered_conv",

@@ -19,7 +19,7 @@ from bayesarch.nets.kernels.arguments import in_rows, pointer, room, step, threa
 from bayesarch.nets.kernels.build import kernel, library
 from bayesarch.nets.kernels.rows import Moments, Norm, Part, check_running
 
-__all__ = ["SIDES", "Chain", "Pair", "separable_parts"]
+__all__ = ["SIDES", "Chain", "Pair", "Rise", "separable_parts"]
 
 SIDES = (3, 5, 7)
 """Sides of depthwise kernels."""
@@ -55,9 +55,17 @@ class Chain(NamedTuple):
     column: int
 
 
-def separable_parts(
-    x: Tensor, gates: Tensor, chains: Sequence[Chain], *, risen: bool = False, moments: Moments | None = None
-) -> list[Part]:
+class Rise(NamedTuple):
+    """The positive part of an input, which is never made.
+
+    Attributes:
+        moments: those of the input, by which it is normalised before; None: it is taken as it is.
+    """
+
+    moments: Moments | None
+
+
+def separable_parts(x: Tensor, gates: Tensor, chains: Sequence[Chain], rise: Rise | None = None) -> list[Part]:
     """Return what chains bring to nodes, through gates; `sum_of` alone can read it.
 
     A second derivative is refused.
@@ -66,28 +74,23 @@ def separable_parts(
         x: what all of them take, shape (B, C, H, W), on a CPU.
         gates: shape (1, G).
         chains: at least one; the first pairs have the same stride.
-        risen: whether they take the positive part of x, which is then not made either;
-        moments: normalised by these before, those of x; None: by nothing.
+        rise: how they take the positive part of x; None: they take x.
 
     Raises:
         ValueError: if running moments are not what a kernel writes to.
     """
     found = [[None if pair.norm is None else _empty(pair) for pair in chain.pairs] for chain in chains]
-    taken = _Taken(moments or _neutral(x.shape[1]), moments is not None) if risen else None
     weights = [kernel for chain in chains for pair in chain.pairs for kernel in (pair.depth, pair.point)]
-    stand: tuple[Tensor, ...] = _Chains.apply(in_rows(x), gates.contiguous(), chains, found, taken, *weights)
+    stand: tuple[Tensor, ...] = _Chains.apply(in_rows(x), gates.contiguous(), chains, found, rise, *weights)
     return [Part(out, gates, chain.column, mine[-1]) for out, chain, mine in zip(stand, chains, found, strict=True)]
 
 
-class _Taken(NamedTuple):
-    """How the positive part of an input is taken: normalised by moments, of it or not."""
-
-    moments: Moments
-    of_it: bool
-
-
-def _neutral(channels: int) -> Moments:
-    return Moments(torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64))
+def _applied(rise: Rise | None, x: Tensor) -> tuple[Moments | None, int]:
+    """Return what kernels normalise x by before they take its positive part, and whether gradients go through that."""
+    if rise is None or rise.moments is not None:
+        return rise and rise.moments, 1
+    zeros = torch.zeros(x.shape[1], dtype=torch.float64)
+    return Moments(zeros, torch.ones_like(zeros)), 0
 
 
 def _empty(pair: Pair) -> Moments:
@@ -130,7 +133,7 @@ class _Chains(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gates: Tensor, chains: Any, moments: Any, taken: Any, *weights: Tensor
+        ctx: Any, x: Tensor, gates: Tensor, chains: Any, moments: Any, rise: Any, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         made: list[list[_Made]] = []
         for chain, mine in zip(chains, moments, strict=True):
@@ -138,12 +141,11 @@ class _Chains(torch.autograd.Function):
             for pair, of_out in zip(chain.pairs, mine, strict=True):
                 out = _empty_out(made[-1][-1].out if made[-1] else x, pair)
                 made[-1].append(_Made(pair, out, of_out, _working(pair, x.dtype)))
-        before = None if taken is None else taken.moments
-        _run("separable", x, before, [line[0] for line in made], [_moving(line[0]) for line in made])
+        _run("separable", x, _applied(rise, x)[0], [line[0] for line in made], [_moving(line[0]) for line in made])
         for line in made:
             for before, one in pairwise(line):
                 _run("separable", before.out, before.moments, [one], [_moving(one)])
-        ctx.chains, ctx.moments, ctx.taken = chains, moments, taken
+        ctx.chains, ctx.moments, ctx.rise = chains, moments, rise
         ctx.save_for_backward(x, gates, *weights, *(one.out for line in made for one in line))
         return tuple(line[-1].out.detach() for line in made)
 
@@ -171,8 +173,8 @@ class _Chains(torch.autograd.Function):
                 g = _Slope(below)
             firsts.append(line[0])
             told.append((g, asked[0]))
-        before, through = (None, False) if ctx.taken is None else ctx.taken
-        _run("separable_back", x, before, firsts, [g.told(dw) for g, dw in told], pointer(dx), int(through))
+        before, through = _applied(ctx.rise, x)
+        _run("separable_back", x, before, firsts, [g.told(dw) for g, dw in told], pointer(dx), through)
         of_weights = [None if dw is None else dw.to(w.dtype) for dw, w in zip(found, weights, strict=True)]
         return dx, dgates, None, None, None, *of_weights
 
