@@ -171,7 +171,7 @@ def search_row(short: bool) -> dict[str, Any]:
             shared = os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
             convert(Path(shared) / "cifar10_jpegq75.npz", Path(source), train=5000)
         searches, examples = {}, 0
-        for name, more in SEARCHES.items():
+        for name, more in list(SEARCHES.items())[-1 if short else 0 :]:
             searches[name], examples = _searched(source, {**sets, **more}, f"{folder}/{len(searches)}")
     given = SHORT["nb201"] if short else SEARCH
     case = Case(given)

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
@@ -37,7 +37,10 @@ def svg(figure: Figure) -> str:
     """Return a figure as SVG text without date or XML prologue, its text as text; equal figures, equal text."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "bayesarch", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        # the box of all that is drawn, found by measuring it: "tight" would draw it all to find the same
+        figure.set_layout_engine(None)
+        box = figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
