@@ -4,9 +4,9 @@
     python benchmarks/stacking.py --out FILE       a record of another machine
 
 A training step (forward, loss, backward, clipped SGD) of M networks with own batches of 64: one after another as plain
-torch code does it (NCHW, its own optimiser), one after another as ours do it, and as one network with grouped
-convolutions; one process, the three in turn, medians. The cell is NAS-Bench-201's ResNet cell, one cell a stage.
-Nothing else should run.
+torch code does it (NCHW, its own optimiser), one after another as ours do it, as one network with the library's grouped
+convolutions, and as one with those of our kernels (`train.fused`, compiled before); one process, all in turn, medians.
+The cell is NAS-Bench-201's ResNet cell, one cell a stage; the heap is that of our commands. Nothing else should run.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SGD = {"momentum": 0.9, "weight_decay": 3e-4}
 
 
 def in_turn(works: Mapping[str, Callable[[], None]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median milliseconds of each work, and the median of its ratio to the last one round by round."""
+    """Return the median milliseconds of each work, and the median of the ratio of the first to it, round by round."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -38,66 +39,77 @@ def in_turn(works: Mapping[str, Callable[[], None]], rounds: int) -> tuple[dict[
             began = time.perf_counter()
             work()
             times[name].append(1e3 * (time.perf_counter() - began))
-    last = times[next(reversed(works))]
-    ratios = {name: statistics.median(x / y for x, y in zip(mine, last, strict=True)) for name, mine in times.items()}
-    return {name: statistics.median(mine) for name, mine in times.items()}, ratios
+    first = times[next(iter(works))]
+    faster = {name: statistics.median(x / y for x, y in zip(first, mine, strict=True)) for name, mine in times.items()}
+    return {name: statistics.median(mine) for name, mine in times.items()}, faster
+
+
+def ways_of(shape: Sequence[int], channels: int, m: int, generator: Any) -> dict[str, Callable[[], None]]:
+    """Return a step of m networks in each way, the plain one first; `generator` draws weights and images."""
+    import torch
+    from torch.nn import functional as F
+
+    from bayesarch.engine.weights import Weights
+    from bayesarch.nets import build, convolving, stack
+    from bayesarch.spaces import Architecture
+
+    arch, sizes = Architecture.parse(CELL, "nb201"), {"channels": channels, "cells": 1}
+    plain = [build(arch, input_shape=shape, classes=10, sizes=sizes, generator=generator) for _ in range(m)]
+    nets = [copy.deepcopy(net).to(memory_format=torch.channels_last) for net in plain]
+    members = [copy.deepcopy(net) for net in nets]
+    images = torch.randn(m, 64, *shape, generator=generator)
+    each = [x.contiguous(memory_format=torch.channels_last) for x in images]
+    labels = torch.randint(10, (m, 64), generator=generator)
+    joint = stack(members)
+    torchs = [torch.optim.SGD(net.parameters(), lr=0.01, **SGD) for net in plain]
+    ours, theirs = ([Weights(net, **SGD, nesterov=False, clip=5.0) for net in of] for of in (nets, members))
+
+    def one_by_one() -> None:
+        for net, x, y, sgd in zip(plain, images, labels, torchs, strict=True):
+            sgd.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            sgd.step()
+
+    def alone() -> None:
+        for net, x, y, weights in zip(nets, each, labels, ours, strict=True):
+            weights.zero()
+            F.cross_entropy(net(x), y).backward()
+            weights.step(0.01)
+
+    def together(*, fused: bool) -> None:
+        with convolving(fused):
+            logits = joint(images).flatten(0, 1)
+        (m * F.cross_entropy(logits, labels.flatten())).backward()
+        joint.hand_out_gradients()
+        for weights in theirs:
+            weights.step(0.01)
+
+    one, two = partial(together, fused=False), partial(together, fused=True)
+    return {"plain": one_by_one, "alone": alone, "together": one, "fused": two}
 
 
 def main() -> None:
     """Measure, and write the record."""
     import torch
-    from torch.nn import functional as F
 
-    from bayesarch.engine.weights import Weights
-    from bayesarch.nets import build, stack
-    from bayesarch.spaces import Architecture
+    from bayesarch.nets.kernels import library
+    from bayesarch.workflows.heap import tighten
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    arch, generator, rows = Architecture.parse(CELL, "nb201"), torch.Generator().manual_seed(0), []
+    tighten()
+    library(torch.float32)
+    generator, rows = torch.Generator().manual_seed(0), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for shape, channels in SIZES:
             for m in (3, 8):
-                plain = [
-                    build(arch, input_shape=shape, classes=10, sizes={"channels": channels, "cells": 1},
-                          generator=generator)
-                    for _ in range(m)
-                ]  # fmt: skip
-                nets = [copy.deepcopy(net).to(memory_format=torch.channels_last) for net in plain]
-                members = [copy.deepcopy(net) for net in nets]
-                images = torch.randn(m, 64, *shape, generator=generator)
-                each = [x.contiguous(memory_format=torch.channels_last) for x in images]
-                labels = torch.randint(10, (m, 64), generator=generator)
-                joint = stack(members)
-                torchs = [torch.optim.SGD(net.parameters(), lr=0.01, **SGD) for net in plain]
-                ours, theirs = ([Weights(net, **SGD, nesterov=False, clip=5.0) for net in of] for of in (nets, members))
-
-                def one_by_one(plain=plain, images=images, labels=labels, torchs=torchs) -> None:
-                    for net, x, y, sgd in zip(plain, images, labels, torchs, strict=True):
-                        sgd.zero_grad()
-                        F.cross_entropy(net(x), y).backward()
-                        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-                        sgd.step()
-
-                def alone(nets=nets, each=each, labels=labels, ours=ours) -> None:
-                    for net, x, y, weights in zip(nets, each, labels, ours, strict=True):
-                        weights.zero()
-                        F.cross_entropy(net(x), y).backward()
-                        weights.step(0.01)
-
-                def together(joint=joint, images=images, labels=labels, m=m, theirs=theirs) -> None:
-                    (m * F.cross_entropy(joint(images).flatten(0, 1), labels.flatten())).backward()
-                    joint.hand_out_gradients()
-                    for weights in theirs:
-                        weights.step(0.01)
-
-                works = {"plain": one_by_one, "alone": alone, "together": together}
-                medians, ratios = in_turn(works, arguments.rounds)
+                medians, faster = in_turn(ways_of(shape, channels, m, generator), arguments.rounds)
                 rows.append(
-                    {"threads": threads, "shape": shape, "channels": channels, "networks": m, "ratios": ratios,
+                    {"threads": threads, "shape": shape, "channels": channels, "networks": m, "faster": faster,
                      "milliseconds": medians}
                 )  # fmt: skip
                 print(rows[-1], flush=True)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 import bayesarch as ba
-from bayesarch.engine import EngineConfig, Observer
-from bayesarch.engine.compiling import check_ways, take_way
+from bayesarch.engine import EngineConfig, Observer, TrainConfig
+from bayesarch.engine.compiling import check_training, check_ways, take_way
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.kernels import library, rows
@@ -133,7 +134,39 @@ def test_what_cannot_be_fused_says_so(tmp_path, monkeypatch):
             check_ways(config, torch.device(device), processes)
     monkeypatch.setenv("CC", "no-such-compiler")
     library.cache_clear()
-    with pytest.raises(DeviceError, match="needs a C compiler, and no-such-compiler was not found"):
+    with pytest.raises(DeviceError, match="need a C compiler, and no-such-compiler was not found"):
         ba.search("digits", limit=200, out=tmp_path / "run", set={"engine.fused": True})
     library.cache_clear()
     assert not (tmp_path / "run").exists()
+
+
+def test_trainings_that_cannot_be_fused_say_so(tmp_path, monkeypatch):
+    for config, device, said in (
+        (TrainConfig(fused=True), "cuda", r"train\.fused is for the CPU, and the device is cuda"),
+        (
+            TrainConfig(fused=True, precision="bf16"),
+            "cpu",
+            r"train\.fused computes in fp32, and train\.precision is bf16",
+        ),
+    ):
+        with pytest.raises((ConfigError, DeviceError), match=said):
+            check_training(config, torch.device(device))
+    run = ba.search(
+        "digits",
+        space="toy",
+        method="random",
+        limit=200,
+        out=tmp_path / "run",
+        set={"method.candidates": 1, "engine.epochs": 1},
+    )
+    monkeypatch.setenv("CC", "no-such-compiler")
+    library.cache_clear()
+    fused, said = {"train.fused": True}, "need a C compiler, and no-such-compiler was not found"
+    with pytest.raises(DeviceError, match=said):
+        ba.train(run, out=tmp_path / "trained", set=fused)
+    with pytest.raises(DeviceError, match=said):
+        ba.ensemble(run, members=2, candidates="deepens", out=tmp_path / "several", set=fused)
+    with pytest.raises(DeviceError, match=said):
+        ba.compress(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "digits", out=tmp_path / "smaller", set=fused)
+    library.cache_clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -12,8 +12,9 @@ from bayesarch.engine import (
     EngineConfig,
     Interrupted,
     Observer,
+    TrainConfig,
     Weights,
-    check_graphs,
+    check_training,
     check_ways,
     steps_of,
 )
@@ -304,7 +305,7 @@ def test_where_it_cannot_be_is_said_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(ConfigError, match="2 share the batch"):
         check_ways(EngineConfig(graphs=True), torch.device("cuda"), 2)
     with pytest.raises(DeviceError, match=r"train\.graphs is for cards"):
-        check_graphs(torch.device("cpu"), setting="train.graphs")
+        check_training(TrainConfig(graphs=True), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"train\.graphs: what cuts a network"):
         ba.compress(nn.Linear(2, 2), "digits", out=tmp_path / "b", set={"train.graphs": True})
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from test_trainer import trainer_of
 
 from bayesarch.engine import Interrupted, Observer, Together
 from bayesarch.errors import ConfigError
+from helpers import needs_cc
 
 
 def some(folder, *, observers=(None, None, None), **settings):
@@ -18,16 +19,21 @@ def state(trainers):
     return [copy.deepcopy(trainer.net.state_dict()) for trainer in trainers]
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "label_smoothing": 0.1, "clip": 0.5}], ids=["plain", "all"])
-def test_every_network_ends_as_it_would_alone(tmp_path, settings):
+@pytest.mark.parametrize(
+    ("settings", "fused"),
+    [({}, False), ({"ema": 0.9, "label_smoothing": 0.1, "clip": 0.5}, False), pytest.param({}, True, marks=needs_cc)],
+    ids=["plain", "all", "fused"],
+)
+def test_every_network_ends_as_it_would_alone(tmp_path, settings, fused):
     alone = some(tmp_path / "a", epochs=1, lr=0.01, **settings)
     starts = state(alone)
     for trainer in alone:
         trainer.run()
     records = [[], [], []]
     joint = some(
-        tmp_path / "b", epochs=1, lr=0.01, observers=[Observer(on_round=r.append) for r in records], **settings
-    )
+        tmp_path / "b", epochs=1, lr=0.01, observers=[Observer(on_round=r.append) for r in records], fused=fused,
+        **settings,
+    )  # fmt: skip
     Together(joint).run()
     for mine, theirs, start in zip(state(joint), state(alone), starts, strict=True):
         for name in mine:

@@ -1,6 +1,7 @@
 """Training of plain networks: what each setting does, and that a broken training goes on to the bit."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from bayesarch.engine import Interrupted, Observer, TrainConfig, Trainer
 from bayesarch.errors import CheckpointError, NumericalError
 from bayesarch.functional import Streams
 from bayesarch.nets import build
+from bayesarch.nets.kernels import filtered_conv
 from bayesarch.spaces import NB201, Architecture
 from captured import pretended_graphs
+from helpers import needs_cc
 from pretended import pretended_card
 
 CELL = Architecture.parse(
@@ -20,18 +23,42 @@ CELL = Architecture.parse(
 )
 
 
-def trainer_of(folder, *, observer=None, seed=0, device="cpu", **settings):
+def trainer_of(folder, *, observer=None, seed=0, device="cpu", channels=4, **settings):
     device = torch.device(device)
     config, streams = DataConfig(source="digits", limit=400), Streams(seed, device)
     examples = load(config)
     parts = splits_on(examples, split(examples, config), SEARCH_SPLITS, config=config, device=device)
-    net = build(CELL, input_shape=(1, 8, 8), classes=10, sizes={"channels": 4, "cells": 1}, generator=streams["init"])
+    sizes = {"channels": channels, "cells": 1}
+    net = build(CELL, input_shape=(1, 8, 8), classes=10, sizes=sizes, generator=streams["init"])
     return Trainer(
         net.to(device=device, memory_format=torch.channels_last), classes=10,
         training=parts["weights"], selection=parts["selection"],
         config=TrainConfig(**{"epochs": 3, "batch_size": 32, **settings}), streams=streams,
         checkpoint=folder / "last.safetensors", observer=observer,
     )  # fmt: skip
+
+
+@needs_cc
+@pytest.mark.parametrize("settings", [{}, {"auxiliary": 0.4, "drop_path": 0.3}], ids=["plain", "all"])
+def test_by_kernels_it_is_the_same_training(settings, tmp_path, monkeypatch):
+    """Of networks wide enough; the numbers are the same up to rounding, and not to the bit."""
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["bayesarch.nets.convolving"],
+        "filtered_conv",
+        lambda *words: asked.append(1) or filtered_conv(*words),
+    )
+    ends = []
+    for fused in (False, True):
+        trainer = trainer_of(
+            tmp_path / str(fused), channels=16, epochs=1, lr=0.01, batch_size=64, fused=fused, **settings
+        )
+        trainer.run()
+        ends.append({name: value.double() for name, value in trainer.net.state_dict().items()})
+        assert (len(asked) > 0) == fused
+    assert any(not torch.equal(mine, ends[0][name]) for name, mine in ends[1].items()), "not to the bit"
+    for name, mine in ends[1].items():
+        torch.testing.assert_close(mine, ends[0][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_it_learns(tmp_path):

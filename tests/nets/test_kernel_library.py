@@ -85,7 +85,7 @@ def test_a_library_of_other_sources_is_another(fresh, monkeypatch, tmp_path, nam
 
 def test_a_compiler_that_is_not_there_or_fails_is_named(fresh, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    with pytest.raises(DeviceError, match=r"needs a C compiler, and no-such-compiler was not found.*set CC"):
+    with pytest.raises(DeviceError, match=r"need a C compiler, and no-such-compiler was not found.*set CC"):
         library(torch.float32)
     monkeypatch.setenv("CC", f"{sys.executable} -c 'import sys; sys.exit(\"no kernels today\")'")
     with pytest.raises(DeviceError, match="no kernels today"):

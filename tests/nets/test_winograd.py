@@ -43,6 +43,27 @@ def test_outputs_and_gradients_are_those_of_torch(shape, outs, side, dilation, t
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("groups", "ins", "outs"), [(2, 16, 16), (3, 20, 5), (1, 8, 8)])
+@pytest.mark.parametrize(("side", "dilation"), [(3, 2), (5, 1)])
+def test_groups_are_convolutions_side_by_side(groups, ins, outs, side, dilation, threads):
+    """Several groups for a thread, and several threads for a group."""
+    x = images(30, groups * ins, 9, 8).requires_grad_()
+    weight = images(groups * outs, ins, side, side, seed=1).requires_grad_()
+    each = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
+    slope = images(30, groups * outs, 9, 8, seed=2)
+    with on_threads(threads):
+        out = filtered_conv(x, weight, dilation, groups)
+        alone = torch.cat([filtered_conv(mine, kernels, dilation) for mine, kernels in each], 1)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        for whole, parts in zip(
+            (out, *torch.autograd.grad(out, (x, weight), slope)),
+            (alone, *torch.autograd.grad(alone, (x, weight), slope)),
+            strict=True,
+        ):
+            torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize(("shape", "outs"), [((16, 64, 8, 8), 48), ((16, 16, 32, 32), 16)])
 def test_in_single_precision_a_digit_is_lost(shape, outs, side):
@@ -142,6 +163,9 @@ def test_it_pays_where_products_are_fewer(size, side, dilation, expected):
     assert pays(torch.zeros(2, 16, *size), torch.zeros(16, 16, side, side), dilation) == expected
     assert not pays(torch.zeros(2, 15, *size), torch.zeros(16, 15, side, side), dilation)
     assert not pays(torch.zeros(2, 16, *size), torch.zeros(15, 16, side, side), dilation)
+    assert pays(torch.zeros(2, 96, *size), torch.zeros(96, 32, side, side), dilation, 3) == expected
+    assert not pays(torch.zeros(2, 93, *size), torch.zeros(96, 31, side, side), dilation, 3)
+    assert not pays(torch.zeros(2, 96, *size), torch.zeros(93, 32, side, side), dilation, 3)
 
 
 def test_it_pays_on_cpus_in_types_that_there_are_kernels_for():

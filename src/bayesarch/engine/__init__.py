@@ -9,7 +9,7 @@ from bayesarch.engine.checkpoint import load_checkpoint as load_checkpoint
 from bayesarch.engine.checkpoint import pack as pack
 from bayesarch.engine.checkpoint import save_checkpoint as save_checkpoint
 from bayesarch.engine.checkpoint import unpack as unpack
-from bayesarch.engine.compiling import check_graphs as check_graphs
+from bayesarch.engine.compiling import check_training as check_training
 from bayesarch.engine.compiling import check_ways as check_ways
 from bayesarch.engine.compiling import take_way as take_way
 from bayesarch.engine.conditionals import conditional_losses as conditional_losses
@@ -101,7 +101,7 @@ __all__ = [
     "batch_loss",
     "batch_statistics",
     "can_stack",
-    "check_graphs",
+    "check_training",
     "check_ways",
     "conditional_losses",
     "curved_parameters",

@@ -7,11 +7,12 @@ import shutil
 import torch
 
 from bayesarch.engine.place import EngineConfig
+from bayesarch.engine.trainer import TrainConfig
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
 from bayesarch.nets.kernels import library
 
-__all__ = ["check_graphs", "check_ways", "take_way"]
+__all__ = ["check_graphs", "check_training", "check_ways", "take_way"]
 
 
 def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -> None:
@@ -28,9 +29,7 @@ def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -
     if config.fused:
         if processes > 1:
             raise ConfigError("engine.fused takes the moments of its own examples, and several processes share theirs")
-        if device.type != "cpu":
-            raise DeviceError(f"engine.fused is for the CPU, and the device is {device}; leave it off")
-        library(torch.float32)
+        _check_kernels(device, "engine.fused", torch.float32)
         if config.precision == "bf16":
             library(torch.bfloat16)
     if config.graphs:
@@ -52,6 +51,29 @@ def take_way(net: Supernet, config: EngineConfig, device: torch.device, processe
         net.compile_regions()
     if config.fused:
         net.fuse()
+
+
+def check_training(config: TrainConfig, device: torch.device) -> None:
+    """Look for what a training's settings ask for, before anything is written.
+
+    Raises:
+        ConfigError: if kernels of ours are asked for where they compute nothing.
+        DeviceError: if there is no compiler, or the device is not the right one.
+    """
+    if config.graphs:
+        check_graphs(device, setting="train.graphs")
+    if config.fused:
+        if config.precision != "fp32":
+            raise ConfigError(
+                f"train.fused computes in fp32, and train.precision is {config.precision}; set one of them"
+            )
+        _check_kernels(device, "train.fused", torch.float32)
+
+
+def _check_kernels(device: torch.device, setting: str, dtype: torch.dtype) -> None:
+    if device.type != "cpu":
+        raise DeviceError(f"{setting} is for the CPU, and the device is {device}; leave it off")
+    library(dtype)
 
 
 def check_graphs(device: torch.device, processes: int = 1, setting: str = "engine.graphs") -> None:

@@ -13,7 +13,7 @@ from bayesarch.engine.device import autocast
 from bayesarch.engine.place import Interrupted
 from bayesarch.engine.trainer import TrainConfig, Trainer
 from bayesarch.errors import ConfigError
-from bayesarch.nets import stack
+from bayesarch.nets import convolving, stack
 
 __all__ = ["Together", "can_stack"]
 
@@ -86,7 +86,7 @@ class Together:
         images = torch.stack([batches.get(id(trainer), filler).images for trainer in self.trainers])
         self.net.train()
         first = self.trainers[0]
-        with autocast(first.device, first.config.precision):
+        with autocast(first.device, first.config.precision), convolving(first.config.fused):
             logits = self.net(images)
             losses = [
                 trainer.loss(own, batches[id(trainer)])

@@ -26,7 +26,7 @@ from bayesarch.engine.score import Score, score
 from bayesarch.engine.weights import Weights
 from bayesarch.errors import CheckpointError, ConfigError, NumericalError
 from bayesarch.functional import Streams, cosine, seeded
-from bayesarch.nets import PathDrop, PlainNetwork
+from bayesarch.nets import AuxiliaryHead, PathDrop, PlainNetwork, convolving
 
 __all__ = ["TrainConfig", "Trainer", "TrainingPlace"]
 
@@ -69,6 +69,9 @@ class TrainConfig(Config):
     """fp32, or bf16 autocast."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the CPU; null: as many as a step keeps busy, or what `OMP_NUM_THREADS` says."""
+    fused: bool = False
+    """Whether convolutions are computed by kernels of ours, on a CPU and in fp32, compiled in some seconds by a C
+    compiler and kept: networks that train as one, and wide ones, are faster, and up to rounding the same."""
     graphs: bool = False
     """Whether steps on a card are captured and replayed as one program, as `engine.graphs` says."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
@@ -87,35 +90,6 @@ class TrainingPlace:
     """Time spent so far, over all processes that worked on it."""
     loss: float = 0.0
     """Sum of training losses over the current epoch."""
-
-
-class _Auxiliary(nn.Module):
-    """A second classifier on an inner layer, used in training alone; as DARTS's for CIFAR, for any side.
-
-    Args:
-        channels: of the layer.
-        classes: number of classes.
-    """
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Conv2d(channels, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(768, classes),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits, shape (B, K)."""
-        logits: Tensor = self.body(x)
-        return logits
 
 
 class Trainer:
@@ -189,7 +163,7 @@ class Trainer:
             seen = outputs[2 * len(outputs) // 3]
         self.net.train(was)
         with seeded(self.streams["init/auxiliary"]):
-            return _Auxiliary(seen.shape[1], classes).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return AuxiliaryHead(seen.shape[1], classes).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(self) -> Self:
         """Go on from the current place to the end.
@@ -277,7 +251,7 @@ class Trainer:
 
     def _moved(self, batch: Batch) -> Tensor:
         self.weights.zero()
-        with autocast(self.device, self.config.precision):
+        with autocast(self.device, self.config.precision), convolving(self.config.fused):
             total, loss = self._losses(batch)
         total.backward()
         self.move()

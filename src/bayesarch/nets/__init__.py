@@ -5,8 +5,10 @@ one line in `families.py`.
 `bayesarch.testing.check_supernet` holds what every supernet must keep.
 """
 
+from bayesarch.nets.auxiliary import AuxiliaryHead as AuxiliaryHead
 from bayesarch.nets.cells import node_order as node_order
 from bayesarch.nets.classics import CLASSICS as CLASSICS
+from bayesarch.nets.convolving import convolving as convolving
 from bayesarch.nets.cost import Cost as Cost
 from bayesarch.nets.cost import architecture_cost as architecture_cost
 from bayesarch.nets.cost import cost_limits as cost_limits
@@ -41,6 +43,7 @@ __all__ = [
     "CLASSICS",
     "OPERATIONS",
     "SKELETONS",
+    "AuxiliaryHead",
     "Cost",
     "GatedSupernet",
     "MaskCosts",
@@ -54,6 +57,7 @@ __all__ = [
     "architecture_cost",
     "build",
     "close_space",
+    "convolving",
     "cost_limits",
     "cut_units",
     "held_inputs",

@@ -19,6 +19,7 @@ from bayesarch.engine import (
     Observer,
     PenalisedTrainer,
     Trainer,
+    check_training,
     cut_of_round,
     pressure_of_round,
     resolve_device,
@@ -80,6 +81,7 @@ class Compression:
 
     def __init__(self, settings: CompressSettings, examples: Examples, module: nn.Module | None) -> None:
         self.settings, self.examples, self.device = settings, examples, resolve_device(settings.device)
+        check_training(settings.train, self.device)
         self.partition = split(examples, settings.data).for_training()
         self.shape, self.classes = examples.input_shape, len(examples.classes)
         name = settings.compress.module

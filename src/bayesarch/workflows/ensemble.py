@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 
 from bayesarch.data import Examples, Split, load, split, splits_on
-from bayesarch.engine import check_graphs, resolve_device
+from bayesarch.engine import check_training, resolve_device
 from bayesarch.ensembles import (
     SELECTIONS,
     SOURCES,
@@ -118,8 +118,7 @@ def ensemble(  # noqa: PLR0913 - the public face has one keyword per flag
     if SOURCES[settings.ensemble.candidates].search:
         refuse_no_search(base, settings.ensemble.candidates)
     on = resolve_device(settings.device)
-    if settings.train.graphs:
-        check_graphs(on, setting="train.graphs")
+    check_training(settings.train, on)
     examples = data if data is not None else load(settings.data)
     partition = split(examples, settings.data).for_training()
     folder = RunFolder.create(Path(out) if out is not None else _free_name(base, settings))

@@ -29,7 +29,7 @@ from bayesarch.engine import (
     Together,
     TrainConfig,
     Trainer,
-    check_graphs,
+    check_training,
     resolve_device,
     working_threads,
 )
@@ -252,8 +252,7 @@ class _Job:
 
     def __init__(self, settings: _Settings, examples: Examples | None, like: "_Job | None" = None) -> None:
         self.settings, self.device = settings, resolve_device(settings.device)
-        if settings.train.graphs:
-            check_graphs(self.device, setting="train.graphs")
+        check_training(settings.train, self.device)
         self.examples: Examples
         self.partition: Partition
         self.splits: dict[str, Split]

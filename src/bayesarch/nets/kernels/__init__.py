@@ -1,6 +1,7 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
+from bayesarch.nets.kernels.grouped import grouped_conv
 from bayesarch.nets.kernels.images import box_mean, window_max
 from bayesarch.nets.kernels.rows import (
     Moments,
@@ -28,6 +29,7 @@ __all__ = [
     "fan",
     "filtered_conv",
     "fits",
+    "grouped_conv",
     "library",
     "moments_of",
     "norm_relu",

@@ -53,8 +53,8 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if shutil.which(compiler[0]) is None:
         raise DeviceError(
-            f"engine.fused needs a C compiler, and {compiler[0]} was not found; install one (Debian: gcc), "
-            "set CC, or leave engine.fused off"
+            f"engine.fused and train.fused need a C compiler, and {compiler[0]} was not found; install one "
+            "(Debian: gcc), set CC, or leave them off"
         )
     here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
     made_of = [path.read_bytes() for path in sorted(here.glob("*.[ch]"))]
@@ -98,5 +98,5 @@ def _compile(compiler: list[str], source: Path, path: Path) -> None:
         Path(part.name).unlink(missing_ok=True)
         said = done.stderr
     raise DeviceError(
-        f"engine.fused: {compiler[0]} does not compile {source.name}: {said.strip()[-500:]}; leave engine.fused off"
+        f"{compiler[0]} does not compile {source.name}: {said.strip()[-500:]}; leave engine.fused and train.fused off"
     )

@@ -74,7 +74,7 @@ INLINE void at_points(const V *d, V *o, const int n) {
 
 typedef struct {
   int height, width, dilation, m, tall, wide; /* tiles along each axis of what one pixel sees at the dilation */
-  int64_t tiles;
+  int64_t tiles, of, to;                      /* how far it is from pixel to pixel of the input, and of the output */
 } Grid;
 
 typedef struct {
@@ -82,9 +82,9 @@ typedef struct {
   int y, x; /* of its first output */
 } Tile;
 
-static Grid grid_of(int64_t images, int height, int width, int dilation, int m) {
+static Grid grid_of(int64_t images, int height, int width, int dilation, int m, int64_t of, int64_t to) {
   int tall = ((height + dilation - 1) / dilation + m - 1) / m, wide = ((width + dilation - 1) / dilation + m - 1) / m;
-  return (Grid){height, width, dilation, m, tall, wide, images * tall * wide * dilation * dilation};
+  return (Grid){height, width, dilation, m, tall, wide, images * tall * wide * dilation * dilation, of, to};
 }
 
 /* The tiles from number k up to `end`, and how many they are, `room` at most. */
@@ -109,23 +109,23 @@ static int tiles_from(const Grid *g, int64_t k, int64_t end, int room, Tile *to)
 }
 
 /* Where pixels (y + i d, x + j d) begin, i and j below n; `outside`, zeros, where that is not inside the image. */
-INLINE void pixels(const Grid *g, const A *image, int y, int x, int n, int channels, const A *outside,
+INLINE void pixels(const Grid *g, const A *image, int y, int x, int n, int64_t step, const A *outside,
                    const A *from[SIDE][SIDE]) {
   for (int i = 0; i < n; i++, y += g->dilation) {
-    const A *line = y >= 0 && y < g->height ? image + (int64_t)y * g->width * channels : 0;
+    const A *line = y >= 0 && y < g->height ? image + y * g->width * step : 0;
     for (int j = 0, u = x; j < n; j++, u += g->dilation)
-      from[i][j] = line && u >= 0 && u < g->width ? line + (int64_t)u * channels : outside;
+      from[i][j] = line && u >= 0 && u < g->width ? line + u * step : outside;
   }
 }
 
-/* Put what n x n pixels of tiles become at the points into to[36][room][wide]: B' d B of the pixels d that a tile sees
-   (n = 6), whose first lies `reach` before its first output, or R g R' of the gradient g of its outputs. */
+/* Put what n x n pixels of tiles, `step` apart, become at the points into to[36][room][wide]: B' d B of the pixels d that
+   a tile sees (n = 6), whose first lies `reach` before its first output, or R g R' of the gradient g of its outputs. */
 INLINE void take(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
-                 const A *outside, const A *x, A *to, const int n) {
+                 const A *outside, const A *x, int64_t step, A *to, const int n) {
   int64_t far = (int64_t)room * wide;
   for (int t = 0; t < count; t++, to += wide) {
-    const A *from[SIDE][SIDE], *image = x + tiles[t].image * g->height * g->width * channels;
-    pixels(g, image, tiles[t].y - reach, tiles[t].x - reach, n, channels, outside, from);
+    const A *from[SIDE][SIDE], *image = x + tiles[t].image * g->height * g->width * step;
+    pixels(g, image, tiles[t].y - reach, tiles[t].x - reach, n, step, outside, from);
 #define WORK(c, w)                                             \
   V mid[SIDE][SIDE], d[SIDE], o[SIDE];                         \
   EACH(j, n) {                                                 \
@@ -145,13 +145,13 @@ INLINE void take(const Grid *g, const Tile *tiles, int count, int reach, int roo
 /* The two: functions of their own, whose values stay in registers; inside of larger ones many would not. */
 static OWN void take_pixels(const Grid *g, const Tile *tiles, int count, int reach, int room, int channels, int wide,
                             const A *outside, const A *x, A *to) {
-  take(g, tiles, count, reach, room, channels, wide, outside, x, to, SIDE);
+  take(g, tiles, count, reach, room, channels, wide, outside, x, g->of, to, SIDE);
 }
 
 static OWN void take_slopes(const Grid *g, const Tile *tiles, int count, int room, int channels, int wide,
                             const A *outside, const A *slope, A *to) {
-  if (g->m == 4) take(g, tiles, count, 0, room, channels, wide, outside, slope, to, 4);
-  else take(g, tiles, count, 0, room, channels, wide, outside, slope, to, 2);
+  if (g->m == 4) take(g, tiles, count, 0, room, channels, wide, outside, slope, g->to, to, 4);
+  else take(g, tiles, count, 0, room, channels, wide, outside, slope, g->to, to, 2);
 }
 
 /* The m x m outputs of tiles: R' v R for v[36][room][wide]. */
@@ -159,7 +159,7 @@ INLINE void give_of(const Grid *g, const Tile *tiles, int count, int room, int c
                     const int m) {
   int64_t far = (int64_t)room * wide;
   for (int t = 0; t < count; t++) {
-    A *image = out + tiles[t].image * g->height * g->width * channels;
+    A *image = out + tiles[t].image * g->height * g->width * g->to;
     const A *from = v + (int64_t)t * wide;
 #define WORK(c, w)                                                                          \
   V mid[4][SIDE], d[SIDE], o[4];                                                            \
@@ -173,7 +173,7 @@ INLINE void give_of(const Grid *g, const Tile *tiles, int count, int room, int c
     int y = tiles[t].y + i * g->dilation, u = tiles[t].x;                                   \
     if (y < g->height)                                                                      \
       EACH(j, m) if (u + j * g->dilation < g->width)                                        \
-        put(image + ((int64_t)y * g->width + u + j * g->dilation) * channels + c, o[j], w); \
+        put(image + ((int64_t)y * g->width + u + j * g->dilation) * g->to + c, o[j], w); \
   }
     BLOCKS(WORK)
 #undef WORK
@@ -313,13 +313,10 @@ INLINE void kernel_of_points(const A *z, int parts, int64_t part, int64_t block,
 #undef WORK
 }
 
-/* y = the convolution of x, `in` channels, with kernels w[out][side][side][in]; it has the size of x. `turned`: with
-   w[in][side][side][out] turned round, which is the gradient of a convolution with w. `own` are
-   winograd_room(in, out) numbers for each thread. */
-void winograd(int64_t images, int height, int width, int in, int out, int side, int dilation, int turned, int threads,
-              const A *x, const A *w, A *own, A *y) {
-  Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = columns_of(out), room = room_of(in, out);
+static void convolved(const Grid *given, int in, int out, int side, int turned, int threads, const A *x, const A *w,
+                      A *own, A *y) {
+  Grid g = *given;
+  int dilation = g.dilation, wide = columns_of(out), room = room_of(in, out);
   int64_t far = (int64_t)in * wide;
   A *u = own;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
@@ -349,11 +346,10 @@ void winograd(int64_t images, int height, int width, int in, int out, int side, 
   }
 }
 
-/* dw[out][side][side][in] = the gradient of kernels where `slope` is that of the outputs; `own` as above. */
-void winograd_kernel(int64_t images, int height, int width, int in, int out, int side, int dilation, int threads,
-                     const A *x, const A *slope, A *own, A *dw) {
-  Grid g = grid_of(images, height, width, dilation, side == 3 ? 4 : 2);
-  int wide = columns_of(in), room = room_of(in, out);
+static void kernels_of_slopes(const Grid *given, int in, int out, int side, int threads, const A *x, const A *slope,
+                              A *own, A *dw) {
+  Grid g = *given;
+  int dilation = g.dilation, wide = columns_of(in), room = room_of(in, out);
   int64_t part = winograd_room(in, out), far = (int64_t)out * wide, block = (int64_t)out * COLUMNS;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
@@ -384,4 +380,32 @@ void winograd_kernel(int64_t images, int height, int width, int in, int out, int
     if (side == 3) kernel_of_points(of, threads, part, block, far, in, to, 3);
     else kernel_of_points(of, threads, part, block, far, in, to, 5);
   }
+}
+
+/* Do WORK(g, own, threads) for each group g: a thread has whole groups where there are enough. */
+#define GROUPS(WORK)                                                                                  \
+  int inside = groups < threads ? threads : 1, apart = threads / inside;                              \
+  _Pragma("omp parallel for num_threads(apart) schedule(static, 1) if (apart > 1)")                   \
+  for (int thread = 0; thread < apart; thread++)                                                      \
+    for (int g = thread; g < groups; g += apart) {                                                    \
+      A *mine = own + thread * winograd_room(in, out);                                                \
+      WORK                                                                                            \
+    }
+
+/* y = the convolution of x, `in` channels a group, with kernels w[groups][out][side][side][in]; it has the size of x.
+   `turned`: with w[groups][in][side][side][out] turned round, which is the gradient of a convolution with w. `own` are
+   winograd_room(in, out) numbers for each thread. */
+void winograd(int64_t images, int height, int width, int groups, int in, int out, int side, int dilation, int turned,
+              int threads, const A *x, const A *w, A *own, A *y) {
+  Grid grid = grid_of(images, height, width, dilation, side == 3 ? 4 : 2, groups * in, groups * out);
+  int64_t each = (int64_t)in * out * side * side;
+  GROUPS(convolved(&grid, in, out, side, turned, inside, x + (int64_t)g * in, w + g * each, mine, y + (int64_t)g * out);)
+}
+
+/* dw[groups][out][side][side][in] = the gradient of kernels where `slope` is that of the outputs; `own` as above. */
+void winograd_kernel(int64_t images, int height, int width, int groups, int in, int out, int side, int dilation,
+                     int threads, const A *x, const A *slope, A *own, A *dw) {
+  Grid grid = grid_of(images, height, width, dilation, side == 3 ? 4 : 2, groups * in, groups * out);
+  int64_t each = (int64_t)in * out * side * side;
+  GROUPS(kernels_of_slopes(&grid, in, out, side, inside, x + (int64_t)g * in, slope + (int64_t)g * out, mine, dw + g * each);)
 }

@@ -29,22 +29,24 @@ __all__ = ["filtered_conv", "pays"]
 
 POINTS = 6
 """Where polynomials are multiplied, along each axis."""
-FEWEST = 16
-"""Channels from which it is taken: below, what goes through the points is most of the work."""
+FEWEST, FEWEST_OF_GROUP = 16, 32
+"""Channels from which it is taken: below, what goes through the points is most of the work, the more so where a group's
+pixels lie far from one another."""
 SHARE = 0.4
 """Of the products of a plain convolution, at most: where tiles reach far over the edges of images, more are left."""
 
 
-def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
+def pays(x: Tensor, weight: Tensor, dilation: int, groups: int = 1) -> bool:
     """Return whether `filtered_conv` takes less than a plain convolution; on a CPU, in fp32 and float64.
 
     Args:
         x: shape (B, C, H, W).
-        weight: shape (O, C, k, k).
+        weight: shape (O, C / groups, k, k).
         dilation: d.
+        groups: of channels.
     """
     outs, ins, side, _ = weight.shape
-    if min(outs, ins) < FEWEST:
+    if min(outs // groups, ins) < (FEWEST if groups == 1 else FEWEST_OF_GROUP):
         return False
     if side not in (3, 5) or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return False
@@ -56,18 +58,19 @@ def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
     return POINTS**2 * tiles <= SHARE * side**2 * pixels
 
 
-def filtered_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+def filtered_conv(x: Tensor, weight: Tensor, dilation: int = 1, groups: int = 1) -> Tensor:
     """Return the convolution of x with kernels, padded by zeros so that it has the size of x.
 
     Args:
         x: shape (B, C, H, W).
-        weight: shape (O, C, k, k), k 3 or 5.
+        weight: shape (O, C / groups, k, k), k 3 or 5.
         dilation: d.
+        groups: of channels.
 
     Returns:
         Shape (B, O, H, W), channels last. A second derivative is refused.
     """
-    out: Tensor = _Winograd.apply(x, weight, dilation)
+    out: Tensor = _Winograd.apply(x, weight, dilation, groups)
     return out
 
 
@@ -75,37 +78,37 @@ class _Winograd(torch.autograd.Function):
     """The convolution; kept are what it takes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, groups: int) -> Tensor:
         x, weight = _last(x), _last(weight)
         ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return _convolved(x, weight, dilation)
+        ctx.given = dilation, groups
+        return _convolved(x, weight, dilation, groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         slope = _last(slope)
-        of_x = _convolved(slope, weight, ctx.dilation, turned=True) if ctx.needs_input_grad[0] else None
-        return of_x, _of_kernels(x, slope, weight, ctx.dilation) if ctx.needs_input_grad[1] else None, None
+        of_x = _convolved(slope, weight, *ctx.given, turned=True) if ctx.needs_input_grad[0] else None
+        return of_x, _of_kernels(x, slope, weight, *ctx.given) if ctx.needs_input_grad[1] else None, None, None
 
 
-def _convolved(x: Tensor, weight: Tensor, dilation: int, *, turned: bool = False) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, dilation: int, groups: int, *, turned: bool = False) -> Tensor:
     """Return the convolution, or, turned, what has it as its gradient: with weights turned round and transposed."""
-    outs, ins, side, _ = weight.shape
+    outs, ins, side = weight.shape[0] // groups, *weight.shape[1:3]
     ins, outs = (outs, ins) if turned else (ins, outs)
-    out = torch.empty(x.shape[0], outs, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+    out = torch.empty(x.shape[0], groups * outs, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
     parts = threads(x.numel())
-    sizes = (*_sizes(x), ins, outs, side, dilation, turned, parts)
+    sizes = (*_sizes(x), groups, ins, outs, side, dilation, turned, parts)
     kernel("winograd", x.dtype)(*sizes, pointer(x), pointer(weight), _room(ins, outs, parts, x.dtype), pointer(out))
     return out
 
 
-def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    outs, ins, side, _ = weight.shape
+def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, dilation: int, groups: int) -> Tensor:
+    outs, ins, side = weight.shape[0] // groups, *weight.shape[1:3]
     out = torch.empty_like(weight)
     parts = threads(x.numel())
-    sizes, room = (*_sizes(x), ins, outs, side, dilation, parts), _room(ins, outs, parts, x.dtype)
+    sizes, room = (*_sizes(x), groups, ins, outs, side, dilation, parts), _room(ins, outs, parts, x.dtype)
     kernel("winograd_kernel", x.dtype)(*sizes, pointer(x), pointer(slope), room, pointer(out))
     return out
 
