@@ -106,7 +106,7 @@ def main() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for shape, channels in SIZES:
-            for m in (3, 8):
+            for m in (1, 3, 8):
                 medians, faster = in_turn(ways_of(shape, channels, m, generator), arguments.rounds)
                 rows.append(
                     {"threads": threads, "shape": shape, "channels": channels, "networks": m, "faster": faster,
