@@ -1,6 +1,7 @@
 """Trainings side by side end as they would alone, and as an unbroken run after any break."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from test_trainer import trainer_of
 
 from bayesarch.engine import Interrupted, Observer, Together
 from bayesarch.errors import ConfigError
+from bayesarch.nets.kernels import grouped_conv
 from helpers import needs_cc
 
 
@@ -24,7 +26,13 @@ def state(trainers):
     [({}, False), ({"ema": 0.9, "label_smoothing": 0.1, "clip": 0.5}, False), pytest.param({}, True, marks=needs_cc)],
     ids=["plain", "all", "fused"],
 )
-def test_every_network_ends_as_it_would_alone(tmp_path, settings, fused):
+def test_every_network_ends_as_it_would_alone(tmp_path, settings, fused, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["bayesarch.nets.convolving"],
+        "grouped_conv",
+        lambda *a, **more: asked.append(1) or grouped_conv(*a, **more),
+    )
     alone = some(tmp_path / "a", epochs=1, lr=0.01, **settings)
     starts = state(alone)
     for trainer in alone:
@@ -35,6 +43,7 @@ def test_every_network_ends_as_it_would_alone(tmp_path, settings, fused):
         **settings,
     )  # fmt: skip
     Together(joint).run()
+    assert (len(asked) > 0) == fused
     for mine, theirs, start in zip(state(joint), state(alone), starts, strict=True):
         for name in mine:
             moved = (theirs[name].double() - start[name].double()).abs().max()

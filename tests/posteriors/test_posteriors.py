@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -42,6 +43,13 @@ def test_contract_can_fail():
 
     with pytest.raises(AssertionError, match="entropy"):
         check_posterior(Liar(TOY, TABLE))
+
+    class Fickle(MeanField):
+        def sample(self, n, *, seed=0):
+            return super().sample(n, seed=random.randrange(2**20))
+
+    with pytest.raises(AssertionError, match="same seed"):
+        check_posterior(Fickle(TOY, TABLE))
 
 
 def test_mean_field_by_hand():

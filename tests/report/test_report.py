@@ -1,3 +1,4 @@
+import io
 import re
 import shutil
 from html.parser import HTMLParser
@@ -52,6 +53,22 @@ def test_amounts_are_drawn_logarithmically_where_they_differ_threefold(costs, sc
     assert other.get_scale() == "linear"
     assert mine.get_major_formatter()(2e5) == "200 k"
     assert other.get_major_formatter()(2e5) != "200 k"
+
+
+def test_a_picture_is_as_large_as_what_is_drawn():
+    """As matplotlib finds it by drawing everything twice, to a point; nothing is cut off, and little is empty."""
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.set(title="a title far wider than the figure that it stands above of, on both sides", ylabel="y")
+    figure.tight_layout()
+    whole = io.StringIO()
+    figure.savefig(whole, format="svg", bbox_inches="tight")
+    sizes = [
+        [float(n) for n in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()]
+        for text in (plots.svg(figure), whole.getvalue())
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], abs=1.0)
+    assert sizes[0][0] > 3 * 72 + 50
 
 
 def test_losses_that_fall_far_have_plain_labels():

@@ -117,5 +117,6 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #include "pairs.h"
 #ifndef OF_bf16 /* the library computes these in bf16, which is faster */
 #include "grouped.h"
+#include "points.h"
 #include "winograd.h"
 #endif
