@@ -79,3 +79,19 @@ def test_a_function_is_seen_as_well_and_the_library_has_the_rest(asked):
     F.conv2d(x, weight, groups=2)
     assert asked == ["grouped_conv"]
     torch.testing.assert_close(mine, F.conv2d(x, weight, stride=2, padding=1, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "groups", "said"),
+    [
+        ((2, 12, 8, 8), (16, 8, 3, 3), 2, "channels"),
+        ((2, 16, 8, 8), (15, 8, 3, 3), 2, "divisible"),
+        ((2, 16, 2, 8), (16, 8, 3, 3), 2, "Kernel size"),
+        ((2, 15, 8, 8), (16, 16, 3, 3), 1, "channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_library(x, weight, groups, said, asked):
+    padding = 1 if groups == 1 else 0
+    with convolving(True), pytest.raises(RuntimeError, match=said):
+        F.conv2d(images(*x), images(*weight), padding=padding, groups=groups)
+    assert asked == []

@@ -49,8 +49,18 @@ def _convolved(
         return None
     if input.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
         return None
-    out = _summed(input, weight, _both(stride), _both(padding), _both(dilation), groups)
+    steps, zeros, apart = _both(stride), _both(padding), _both(dilation)
+    if not _fits(input, weight, zeros, apart, groups):
+        return None
+    out = _summed(input, weight, steps, zeros, apart, groups)
     return out if out is None or bias is None else out + bias.view(-1, 1, 1)
+
+
+def _fits(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
+    """Return whether kernels fit the images: where not, the library says what is wrong."""
+    whole = weight.ndim == 4 and x.shape[1] == groups * weight.shape[1] and weight.shape[0] % groups == 0
+    axes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    return whole and all(length + 2 * p > d * (side - 1) for length, side, p, d in axes)
 
 
 def _summed(
