@@ -40,6 +40,7 @@ def asked(monkeypatch):
         (nn.Conv2d(16, 16, (3, 1), padding=(1, 0)), []),
         (nn.Conv2d(16, 16, 1), []),
         (nn.Conv2d(16, 16, 3, padding=1, groups=16), []),
+        (nn.Conv2d(16, 64, 3, padding=1, groups=16), []),
         (nn.Conv2d(16, 6, 3, padding=1, groups=2), []),
         (nn.Conv2d(16, 16, 3, padding="same", groups=2), []),
     ],
@@ -70,7 +71,7 @@ def test_a_function_is_seen_as_well_and_the_library_has_the_rest(asked):
     with convolving(True):
         mine = F.conv2d(x, weight, stride=(2,), padding=1, groups=2)
         assert asked == ["grouped_conv"]
-        F.conv2d(x[0], weight, padding=1, groups=2)
+        F.conv2d(images(1, 16, 16, 8)[0], weight, padding=1, groups=2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert F.conv2d(x.float(), weight.float(), padding=1, groups=2).dtype == torch.bfloat16
         F.conv2d(x.bfloat16(), weight.bfloat16(), padding=1, groups=2)

@@ -1,10 +1,12 @@
 """Convolutions of groups of channels: the numbers and gradients of the library's, and which pixels see which taps."""
 
+import ctypes
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from bayesarch.nets.kernels import grouped, grouped_conv
+from bayesarch.nets.kernels import grouped, grouped_conv, library
 from bayesarch.nets.kernels.grouped import Sizes, alike
 from helpers import images, needs_cc, on_threads
 
@@ -39,11 +41,16 @@ def both(x, weight, groups, slope=None, **steps):
         ((3, 2, 9, 17, 6, 7), (3, 3), {"stride": (3, 2), "padding": (2, 0)}),
         ((4, 2, 4, 24, 5, 9), (1, 7), {"padding": (0, 3)}),
         ((2, 2, 3, 4, 7, 7), (1, 1), {"stride": (2, 3), "padding": (0, 0)}),
+        ((3, 2, 6, 8, 9, 8), (3, 5), {"padding": (1, 2)}),
+        ((45, 4, 16, 8, 8, 8), (3, 3), {}),
         ((1, 2, 40, 9, 12, 12), (3, 3), {"padding": (5, 5)}),
     ],
 )
 def test_outputs_and_gradients_are_those_of_torch(of, sides, steps, threads):
-    """Blocks of channels that are whole and not, images of which many are near and of which not one is, all edges."""
+    """Blocks of channels that are whole and not, images of which many are near and of which not one is, all edges.
+
+    The last is large enough for two threads.
+    """
     count, groups, ins, outs, *size = of
     x = images(count, groups * ins, *size).requires_grad_()
     weight = images(groups * outs, ins, *sides, seed=1).requires_grad_()
@@ -73,6 +80,16 @@ def test_features_and_gradients_may_lie_otherwise():
         for mine, theirs in zip(*both(x, weight, 2, slope), strict=True):
             torch.testing.assert_close(mine, theirs)
     assert grouped_conv(x, weight, 2, **STEPS).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_thread_has_a_room_of_its_own():
+    """For kernels and their sums, the images that are near and the gradients of what they give."""
+    x, weight = torch.zeros(50, 24, 6, 6), torch.zeros(15, 8, 3, 3)
+    layers = [grouped._layer(x, torch.zeros(50, 15, 6, 6), 9, 3, 8, 5, weight, parts) for parts in (1, 4)]
+    one, four = (library(torch.float32).grouped_room(ctypes.byref(layer)) for layer in layers)
+    near = 4096 // (36 * 8)
+    assert four == 4 * one
+    assert one >= 3 * (9 * 8 * 5 + near * 36 * (8 + 5))
 
 
 def test_equal_runs_are_equal():

@@ -167,7 +167,7 @@ def _convolved(x: Tensor, weight: Tensor, groups: int, rows: Sizes, columns: Siz
     ins, outs = (outs, ins) if back else (ins, outs)
     out = torch.empty(len(x), groups * outs, *size, dtype=x.dtype, memory_format=torch.channels_last)
     classes, _ = _classes(rows, columns, back)
-    layer = _layer(x, out, len(classes), groups, ins, outs, weight)
+    layer = _layer(x, out, len(classes), groups, ins, outs, weight, threads(x.numel()))
     kernel("grouped", x.dtype)(
         ctypes.byref(layer), classes, int(back), pointer(x), pointer(weight), _room(layer, x.dtype), pointer(out)
     )
@@ -176,7 +176,9 @@ def _convolved(x: Tensor, weight: Tensor, groups: int, rows: Sizes, columns: Siz
 
 def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, groups: int, rows: Sizes, columns: Sizes) -> Tensor:
     classes, _ = _classes(rows, columns, False)
-    layer = _layer(x, slope, len(classes), groups, weight.shape[1], weight.shape[0] // groups, weight)
+    layer = _layer(
+        x, slope, len(classes), groups, weight.shape[1], weight.shape[0] // groups, weight, threads(x.numel())
+    )
     out = torch.empty_like(weight)
     kernel("grouped_kernel", x.dtype)(
         ctypes.byref(layer), classes, pointer(x), pointer(slope), _room(layer, x.dtype), pointer(out)
@@ -184,9 +186,11 @@ def _of_kernels(x: Tensor, slope: Tensor, weight: Tensor, groups: int, rows: Siz
     return out
 
 
-def _layer(x: Tensor, target: Tensor, classes: int, groups: int, ins: int, outs: int, weight: Tensor) -> _Layer:
+def _layer(
+    x: Tensor, target: Tensor, classes: int, groups: int, ins: int, outs: int, weight: Tensor, parts: int
+) -> _Layer:
     pixels = [tensor.shape[2] * tensor.shape[3] for tensor in (x, target)]
-    return _Layer(len(x), classes, *pixels, groups, ins, outs, weight.shape[2] * weight.shape[3], threads(x.numel()))
+    return _Layer(len(x), classes, *pixels, groups, ins, outs, weight.shape[2] * weight.shape[3], parts)
 
 
 def _room(layer: _Layer, dtype: torch.dtype) -> ctypes.c_void_p:
