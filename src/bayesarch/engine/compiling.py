@@ -29,7 +29,7 @@ def check_ways(config: EngineConfig, device: torch.device, processes: int = 1) -
     if config.fused:
         if processes > 1:
             raise ConfigError("engine.fused takes the moments of its own examples, and several processes share theirs")
-        _check_kernels(device, "engine.fused", torch.float32)
+        _check_kernels(device, "engine.fused")
         if config.precision == "bf16":
             library(torch.bfloat16)
     if config.graphs:
@@ -67,13 +67,13 @@ def check_training(config: TrainConfig, device: torch.device) -> None:
             raise ConfigError(
                 f"train.fused computes in fp32, and train.precision is {config.precision}; set one of them"
             )
-        _check_kernels(device, "train.fused", torch.float32)
+        _check_kernels(device, "train.fused")
 
 
-def _check_kernels(device: torch.device, setting: str, dtype: torch.dtype) -> None:
+def _check_kernels(device: torch.device, setting: str) -> None:
     if device.type != "cpu":
         raise DeviceError(f"{setting} is for the CPU, and the device is {device}; leave it off")
-    library(dtype)
+    library(torch.float32)
 
 
 def check_graphs(device: torch.device, processes: int = 1, setting: str = "engine.graphs") -> None:

@@ -45,7 +45,9 @@ def _convolved(
     groups: int = 1,
 ) -> Tensor | None:
     """Return what `torch.conv2d` does, of the same arguments; None: it is for the library."""
-    if isinstance(padding, str) or input.ndim != 4 or input.device.type != "cpu" or input.dtype != weight.dtype:
+    if isinstance(padding, str) or input.ndim != 4 or input.dtype != weight.dtype:
+        return None
+    if {input.device.type, weight.device.type} != {"cpu"}:
         return None
     if input.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
         return None
