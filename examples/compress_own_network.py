@@ -38,7 +38,7 @@ for _ in range(10):
 
 with tempfile.TemporaryDirectory() as folder:
     run = ba.compress(
-        net, "digits", limit=600, max_macs=100_000, set={"train.epochs": 20}, out=Path(folder) / "smaller"
+        net, "digits", limit=600, max_macs=100_000, set={"train.epochs": 12}, out=Path(folder) / "smaller"
     )
     small = run.network(net)
     before, after = run.summary["rows"]

@@ -10,7 +10,7 @@ import torch
 import bayesarch as ba
 
 out = tempfile.mkdtemp() + "/run"
-run = ba.search("digits", config="recipes/digits-quick.yaml", limit=900, out=out)
+run = ba.search("digits", config="recipes/digits-quick.yaml", limit=600, out=out)
 
 print(run.architecture)
 for edge, row in run.posterior.weights().items():

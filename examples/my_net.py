@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
     run = ba.search(
         "digits",
-        limit=900,
+        limit=600,
         space="module",
         method="pgnas",
         set={"space.path": f"{__file__}:Net", "engine.epochs": 10, "method.candidates": 15},

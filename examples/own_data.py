@@ -20,6 +20,6 @@ for image, label in zip(images, labels, strict=True):
 run = ba.search(
     (images, np.array(["top left", "top right", "bottom left", "bottom right"])[labels]),
     out=tempfile.mkdtemp() + "/run",
-    set={"space.channels": 4, "engine.epochs": 8, "method.alpha_lr": 0.1},
+    set={"space.channels": 4, "engine.epochs": 6, "method.alpha_lr": 0.1},
 )
 print(run.architecture, run.summary["selection_accuracy"])

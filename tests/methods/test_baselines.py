@@ -25,7 +25,10 @@ PLANTED = "|product~0|+|skip~0|product~1|"
 CELL_METHODS = [name for name, entry in METHODS.items() if not entry.channels]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("darts", 12), ("darts-2nd", 12), ("snas", 12), ("random", 12)])
+@pytest.mark.parametrize(
+    ("method", "epochs"),
+    [("darts", 12), pytest.param("darts-2nd", 12, marks=pytest.mark.long), ("snas", 12), ("random", 12)],
+)
 def test_the_planted_cell_is_found(method, epochs, tmp_path):
     """With each of three seeds; by chance an argmax is right once in 27."""
     for seed in range(3):

@@ -65,7 +65,7 @@ def check_training(config: TrainConfig, device: torch.device) -> None:
     if config.fused:
         if config.precision != "fp32":
             raise ConfigError(
-                f"train.fused computes in fp32, and train.precision is {config.precision}; set one of them"
+                f"train.fused computes in fp32, and train.precision is {config.precision}; leave one of them off"
             )
         _check_kernels(device, "train.fused")
 
