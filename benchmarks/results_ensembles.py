@@ -97,7 +97,7 @@ def stacking_part(name: str, record: dict, table: Table, machine: Machine) -> li
     body = [
         [
             " × ".join(str(n) for n in row["shape"]), str(row["channels"]), str(row["networks"]), str(row["threads"]),
-            f"{row['milliseconds']['plain']:.1f}", *(f"{_faster(row, way):.2f}" for way in there),
+            f"{row['milliseconds']['plain']:.1f}", *(_faster(row, way) for way in there),
         ]
         for row in record["rows"]
     ]  # fmt: skip
@@ -105,12 +105,14 @@ def stacking_part(name: str, record: dict, table: Table, machine: Machine) -> li
         f"## Networks trained as one{where}\n\nA training step, clipped SGD included, of networks of the ResNet cell, "
         "one cell a stage, own batches of 64. As plain torch code in NCHW, and how many times faster: one after another "
         "as our trainings take it, as one network, and as one with convolutions of our own. Medians of "
-        f"{record['rounds']} rounds' ratios, all in turn in one process.\n\n{table(head, body)}\n\n{machine(record)}\n"
+        f"{record['rounds']} rounds' ratios and, where it was kept, their range, all in turn in one process.\n\n{table(head, body)}\n\n{machine(record)}\n"
     ]
 
 
-def _faster(row: dict, way: str) -> float:
-    """Return how many times faster than plain torch; records before `train.fused` have ratios to one way alone."""
+def _faster(row: dict, way: str) -> str:
+    """Return how many times faster than plain torch, and its range; older records have ratios to one way alone."""
     if "faster" in row:
-        return row["faster"][way]
-    return row["ratios"]["plain"] if way == "together" else row["milliseconds"]["plain"] / row["milliseconds"][way]
+        low, high = row["ranges"][way]
+        return f"{row['faster'][way]:.2f} ({low:.2f} to {high:.2f})"
+    plain = row["ratios"]["plain"] if way == "together" else row["milliseconds"]["plain"] / row["milliseconds"][way]
+    return f"{plain:.2f}"

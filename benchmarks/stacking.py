@@ -29,8 +29,10 @@ SIZES = [((1, 8, 8), 8), ((1, 8, 8), 16), ((3, 16, 16), 8), ((1, 28, 28), 8), ((
 SGD = {"momentum": 0.9, "weight_decay": 3e-4}
 
 
-def in_turn(works: Mapping[str, Callable[[], None]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median milliseconds of each work, and the median of the ratio of the first to it, round by round."""
+def in_turn(
+    works: Mapping[str, Callable[[], None]], rounds: int
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
+    """Return the median milliseconds of each work, and of the first's ratio to it, round by round, median and range."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -40,8 +42,9 @@ def in_turn(works: Mapping[str, Callable[[], None]], rounds: int) -> tuple[dict[
             work()
             times[name].append(1e3 * (time.perf_counter() - began))
     first = times[next(iter(works))]
-    faster = {name: statistics.median(x / y for x, y in zip(first, mine, strict=True)) for name, mine in times.items()}
-    return {name: statistics.median(mine) for name, mine in times.items()}, faster
+    ratios = {name: [x / y for x, y in zip(first, mine, strict=True)] for name, mine in times.items()}
+    medians = [{name: statistics.median(values) for name, values in of.items()} for of in (times, ratios)]
+    return *medians, {name: [min(values), max(values)] for name, values in ratios.items()}
 
 
 def ways_of(shape: Sequence[int], channels: int, m: int, generator: Any) -> dict[str, Callable[[], None]]:
@@ -107,10 +110,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         for shape, channels in SIZES:
             for m in (1, 3, 8):
-                medians, faster = in_turn(ways_of(shape, channels, m, generator), arguments.rounds)
+                medians, faster, ranges = in_turn(ways_of(shape, channels, m, generator), arguments.rounds)
                 rows.append(
                     {"threads": threads, "shape": shape, "channels": channels, "networks": m, "faster": faster,
-                     "milliseconds": medians}
+                     "ranges": ranges, "milliseconds": medians}
                 )  # fmt: skip
                 print(rows[-1], flush=True)
     record(rows, arguments.rounds, arguments.out)

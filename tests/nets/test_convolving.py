@@ -1,6 +1,7 @@
 """Which convolutions of a network are computed by kernels of ours, and that they are the same."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bayesarch.nets import convolving
-from bayesarch.nets.kernels import filtered_conv, grouped_conv
+from bayesarch.nets.kernels import filtered_conv, grouped, grouped_conv, winograd
 from helpers import images, needs_cc
 
 pytestmark = needs_cc
@@ -98,3 +99,26 @@ def test_what_does_not_fit_is_refused_by_the_library(x, weight, groups, said, as
     with convolving(True), pytest.raises(RuntimeError, match=said):
         F.conv2d(images(*x), images(*weight), padding=padding, groups=groups)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("room", "conv", "name", "ins"),
+    [
+        (winograd, filtered_conv, "winograd", 2),
+        (grouped, partial(grouped_conv, groups=2, stride=(1, 1), padding=(1, 1), dilation=(1, 1)), "grouped", 1),
+    ],
+    ids=["winograd", "grouped"],
+)
+def test_no_gradient_is_computed_that_is_not_wanted(room, conv, name, ins, monkeypatch):
+    asked, own = [], room.kernel
+    monkeypatch.setattr(room, "kernel", lambda *words: asked.append(words[0]) or own(*words))
+    for x_wanted, weight_wanted, expected in (
+        (True, True, [name, name, f"{name}_kernel"]),
+        (True, False, [name, name]),
+        (False, True, [name, f"{name}_kernel"]),
+    ):
+        asked.clear()
+        x, weight = images(1, 2, 4, 4).requires_grad_(x_wanted), images(2, ins, 3, 3).requires_grad_(weight_wanted)
+        conv(x, weight).sum().backward()
+        assert (x.grad is not None, weight.grad is not None) == (x_wanted, weight_wanted)
+        assert asked == expected

@@ -100,21 +100,6 @@ def test_equal_runs_are_equal():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
-    asked, own = [], grouped.kernel
-    monkeypatch.setattr(grouped, "kernel", lambda *words: asked.append(words[0]) or own(*words))
-    for x_wanted, weight_wanted, expected in (
-        (True, True, ["grouped", "grouped", "grouped_kernel"]),
-        (True, False, ["grouped", "grouped"]),
-        (False, True, ["grouped", "grouped_kernel"]),
-    ):
-        x, weight = images(2, 8, 4, 4).requires_grad_(x_wanted), images(8, 4, 3, 3).requires_grad_(weight_wanted)
-        grouped_conv(x, weight, 2, **STEPS).sum().backward()
-        assert (x.grad is not None, weight.grad is not None) == (x_wanted, weight_wanted)
-        assert asked == expected
-        asked.clear()
-
-
 def test_a_second_derivative_is_refused():
     x, weight = images(2, 8, 4, 4).requires_grad_(), images(8, 4, 3, 3).requires_grad_()
     (slope,) = torch.autograd.grad(grouped_conv(x, weight, 2, **STEPS).square().sum(), x, create_graph=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets import Supernet, dense
 from bayesarch.nets.dense import fused_dense, is_dense
-from bayesarch.nets.kernels import arguments, filtered_conv, pays, winograd
+from bayesarch.nets.kernels import arguments, filtered_conv, pays
 from bayesarch.spaces import SPACES
 from helpers import images, needs_cc, on_threads
 
@@ -92,20 +92,6 @@ def test_equal_runs_are_equal():
     with on_threads(2):
         first, second = (both(x, weight, 1)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_no_gradient_is_computed_that_is_not_wanted(monkeypatch):
-    asked, own = [], winograd.kernel
-    monkeypatch.setattr(winograd, "kernel", lambda *words: asked.append(words[0]) or own(*words))
-    for x_wanted, weight_wanted, expected in (
-        (True, True, ["winograd", "winograd", "winograd_kernel"]),
-        (True, False, ["winograd", "winograd"]),
-        (False, True, ["winograd", "winograd_kernel"]),
-    ):
-        asked.clear()
-        x, weight = images(1, 2, 4, 4), images(2, 2, 3, 3)
-        filtered_conv(x.requires_grad_(x_wanted), weight.requires_grad_(weight_wanted)).sum().backward()
-        assert asked == expected
 
 
 @pytest.mark.parametrize("of_x", [True, False])

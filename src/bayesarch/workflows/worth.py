@@ -56,12 +56,17 @@ def _seen(key: str, p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return p.max(1, keepdims=True), (p.argmax(1) != y).astype(y.dtype)
 
 
+def _resampled(key: str, p: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return a measure of the examples whose indices it is given."""
+    measure, (q, z) = MEASURES[key], _seen(key, p, y)
+    return lambda index: measure(q[index], z[index])
+
+
 def score_row(name: str, p: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
     """Return every measure with its interval."""
     row: dict[str, Any] = {"name": name}
     for key, measure in MEASURES.items():
-        q, z = _seen(key, p, y)
-        low, high = un.bootstrap(lambda i, m=measure, q=q, z=z: m(q[i], z[i]), len(y), draws=DRAWS, seed=seed)  # type: ignore[misc]
+        low, high = un.bootstrap(_resampled(key, p, y), len(y), draws=DRAWS, seed=seed)
         row[key] = {"value": measure(p, y), "low": low, "high": high}
     return row
 
@@ -86,14 +91,8 @@ def paired(p: np.ndarray, base: np.ndarray, y: np.ndarray, seed: int) -> dict[st
     """
     row: dict[str, Any] = {}
     for key in ("accuracy", "nll"):
-        measure, (q, z), (r, x) = MEASURES[key], _seen(key, p, y), _seen(key, base, y)
-        mean, low, high = un.paired_bootstrap(
-            lambda i, m=measure, q=q, z=z: m(q[i], z[i]),  # type: ignore[misc]
-            lambda i, m=measure, r=r, x=x: m(r[i], x[i]),  # type: ignore[misc]
-            len(y),
-            draws=DRAWS,
-            seed=seed,
-        )
+        mine, theirs = _resampled(key, p, y), _resampled(key, base, y)
+        mean, low, high = un.paired_bootstrap(mine, theirs, len(y), draws=DRAWS, seed=seed)
         row[key] = {"value": mean, "low": low, "high": high}
     return row
 

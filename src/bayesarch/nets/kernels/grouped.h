@@ -52,13 +52,6 @@ static void part(const A *row, int groups, int channels, A *to, int64_t far) {
   }
 }
 
-INLINE void put_some(A *to, V y, int some) {
-  if (some >= BLOCK) put(to, y, BLOCK);
-  else if (some == 8) put(to, y, 8);
-  else
-    for (int j = 0; j < some; j++) to[j] = y[j];
-}
-
 /* Sums of n pixels, of which x[of[q]] is the first seen, for `some` channels in m registers; `by` are the kernels. */
 INLINE void pixels_by(const Alike *a, const A *x, const int64_t *of, int in, const A *by, int wide, const int64_t *at,
                       int some, A *y, const int n, const int m) {

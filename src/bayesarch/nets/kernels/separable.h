@@ -144,6 +144,16 @@ INLINE V get_some(const T *x, int w) { /* up to a block of values, zeros behind 
   return get(some, BLOCK);
 }
 
+INLINE void put_some(T *x, V y, int w) { /* its first w values, a block at most */
+  if (w >= BLOCK) put(x, y, BLOCK);
+  else if (w == BLOCK / 2) put(x, y, BLOCK / 2);
+  else {
+    T some[BLOCK];
+    put(some, y, BLOCK);
+    for (int j = 0; j < w; j++) x[j] = some[j];
+  }
+}
+
 /* `count` rows of values, `step` apart, to blocks, those of one row `apart`, with zeros behind the last; and back. */
 static OWN void get_rows(const T *rows, int64_t step, int channels, int count, V *to, int64_t apart) {
   for (int t = 0; t < count; t++, rows += step, to++) {
@@ -166,14 +176,7 @@ static OWN void put_rows(const V *from, int64_t apart, int channels, int count, 
     }
 #endif
     for (; c + BLOCK <= channels; c += BLOCK, block += apart) put(rows + c, *block, BLOCK);
-    if (c == channels) continue;
-    if (channels - c == BLOCK / 2) {
-      put(rows + c, *block, BLOCK / 2);
-      continue;
-    }
-    T some[BLOCK];
-    put(some, *block, BLOCK);
-    for (int j = 0; c + j < channels; j++) rows[c + j] = some[j];
+    if (c < channels) put_some(rows + c, *block, channels - c);
   }
 }
 
