@@ -148,9 +148,8 @@ INLINE void put_some(T *x, V y, int w) { /* its first w values, a block at most 
   if (w >= BLOCK) put(x, y, BLOCK);
   else if (w == BLOCK / 2) put(x, y, BLOCK / 2);
   else {
-    T some[BLOCK];
-    put(some, y, BLOCK);
-    for (int j = 0; j < w; j++) x[j] = some[j];
+    ROW row = NARROW(y); /* and not an array: beside one, what calls this keeps no sums in registers */
+    for (int j = 0; j < w; j++) x[j] = row[j];
   }
 }
 
