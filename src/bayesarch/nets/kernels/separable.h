@@ -44,6 +44,7 @@ typedef struct {
   int left, span;      /* the same for a line of gradients of what lies between */
   int band;            /* lines of the output that are dealt with together */
   int columns, widest; /* of the input's channels, with those that are zeros; of the output with most */
+  int bare;            /* all units are 1 x 1 convolutions of every pixel: what they take is what lies between */
   int64_t images, points, head; /* all 1 x 1 sums, and what all threads read, in blocks */
   const A *scale, *shift;       /* what normalises the input, or null */
 } Plan;
@@ -61,8 +62,10 @@ static Plan plan_of(int n, const Unit *units, int64_t images, int height, int wi
   p.columns = columns_of(in);
   p.images = images;
   p.head = 2 * p.columns / BLOCK;
+  p.bare = stride == 1;
   for (int k = 0; k < n; k++) {
     const Unit *u = units + k;
+    p.bare &= !u->taps;
     if (reach_of(u) > p.pad) p.pad = reach_of(u);
     if (columns_of(u->out) > p.widest) p.widest = columns_of(u->out);
     p.points += (int64_t)p.columns * u->out / BLOCK;
@@ -80,8 +83,8 @@ static int64_t blocks_in(const Plan *p, int64_t height, int wide) { return p->co
 /* Blocks of a bench; where `at` is told, it is laid out from there. */
 static int64_t lay(const Plan *p, V *at, Bench *d) {
   int64_t all = 0, sizes[6] = {blocks_in(p, p->height, p->wide),
-                               blocks_in(p, p->out_height, p->out_width),
-                               blocks_in(p, p->out_height, p->span),
+                               p->bare ? 0 : blocks_in(p, p->out_height, p->out_width),
+                               p->bare ? 0 : blocks_in(p, p->out_height, p->span),
                                blocks_in(p, p->height, p->width),
                                (int64_t)p->widest / BLOCK * p->band * p->out_width,
                                p->points};
@@ -90,6 +93,7 @@ static int64_t lay(const Plan *p, V *at, Bench *d) {
   memset(at, 0, all * sizeof(V));
   V **to[6] = {&d->in, &d->between, &d->slope, &d->grad, &d->out, &d->point};
   for (int k = 0; k < 6; at += sizes[k], k++) *to[k] = at;
+  if (p->bare) d->between = d->in, d->slope = d->grad;
   return all;
 }
 
@@ -217,6 +221,7 @@ INLINE void pixel_sums(int taps, const V *kernel, const V **from, int count, V *
 
 /* What lies between: the depthwise convolution of a block of an image's channels, from c on. */
 static OWN void convolve(const Plan *p, const Pair *pair, const Bench *d, int c) {
+  if (p->bare) return; /* it is there */
   const V *in = d->in + (int64_t)(c / BLOCK) * p->height * p->wide + p->pad - pair->reach;
   V k[TAPS], *to = d->between + (int64_t)(c / BLOCK) * p->out_height * p->out_width;
   const V *from[TAPS];
@@ -239,6 +244,7 @@ static OWN void convolve(const Plan *p, const Pair *pair, const Bench *d, int c)
 /* To the gradient of the input, a block from c on, what one pair adds: to pixel v it is the sum over i of kernel[i]
    g[(v + reach - i dilation) / stride], along both axes, over those i for which that is a pixel of g. */
 static OWN void convolve_back(const Plan *p, const Pair *pair, const Bench *d, int c, int more) {
+  if (p->bare) return; /* it is there */
   const V *slope = d->slope + (int64_t)(c / BLOCK) * p->out_height * p->span + p->left;
   V k[TAPS], *to = d->grad + (int64_t)(c / BLOCK) * p->height * p->width;
   const V *from[TAPS];
@@ -298,34 +304,44 @@ static OWN void tap_sums(const Plan *p, const Pair *pair, const Bench *d, int c,
     }
 }
 
-/* to[l][t] = the sum over channels c of pixel t's channel c in `from`, times u[c][l], l counting a column's blocks: the
-   1 x 1 convolution of `count` pixels. Blocks of `from` are `far` apart, those of `to` are `apart`. */
-static OWN void points(const V *from, int64_t far, int channels, const A *u, int count, V *to, int64_t apart) {
-#define POINTS(n)                                                     \
+/* How many blocks of a column of a product of matrices have any of the channels that are left. */
+static int filled(int left) { return left > BLOCK ? SIDEWAYS : 1; }
+
+/* to[l][t] = the sum over channels c of pixel t's channel c in `from`, times u[c][l], l counting a column's filled blocks:
+   the 1 x 1 convolution of `count` pixels; `more`: added to what is there. Blocks of `from` are `far` apart, those of `to`
+   are `apart`. */
+static OWN void points(const V *from, int64_t far, int channels, const A *u, int blocks, int count, V *to, int64_t apart,
+                       int more) {
+#define POINTS(n, m)                                                  \
   {                                                                   \
-    V sum[n][SIDEWAYS];                                               \
-    EACH(q, n) EACH(l, SIDEWAYS) sum[q][l] = (V){0};                  \
+    V sum[n][m];                                                      \
+    EACH(q, n) EACH(l, m) sum[q][l] = (V){0};                         \
+    if (more) EACH(q, n) EACH(l, m) sum[q][l] = to[l * apart + t + q]; \
     const lone *pixel = (const lone *)(from + t);                     \
     const A *by = u;                                                  \
     for (int c = 0; c < channels; c += BLOCK, pixel += far * BLOCK) { \
       int some = channels - c < BLOCK ? channels - c : BLOCK;         \
       for (int j = 0; j < some; j++, by += COLUMNS) {                 \
-        V row[SIDEWAYS];                                              \
-        EACH(l, SIDEWAYS) {                                           \
+        V row[m];                                                     \
+        EACH(l, m) {                                                  \
           row[l] = of(by + l * BLOCK, BLOCK);                         \
           HELD(row[l])                                                \
         }                                                             \
         EACH(q, n) {                                                  \
           A x = pixel[q * BLOCK + j];                                 \
-          EACH(l, SIDEWAYS) sum[q][l] += x * row[l];                  \
+          EACH(l, m) sum[q][l] += x * row[l];                         \
         }                                                             \
       }                                                               \
     }                                                                 \
-    EACH(q, n) EACH(l, SIDEWAYS) to[l * apart + t + q] = sum[q][l];   \
+    EACH(q, n) EACH(l, m) to[l * apart + t + q] = sum[q][l];          \
   }
   int t = 0;
-  for (; t + TOGETHER <= count; t += TOGETHER) POINTS(TOGETHER)
-  for (; t < count; t++) POINTS(1)
+  if (blocks < SIDEWAYS) {
+    for (; t + SIDEWAYS * TOGETHER <= count; t += SIDEWAYS * TOGETHER) POINTS(SIDEWAYS * TOGETHER, 1)
+    for (; t < count; t++) POINTS(1, 1)
+  }
+  for (; t + TOGETHER <= count; t += TOGETHER) POINTS(TOGETHER, SIDEWAYS)
+  for (; t < count; t++) POINTS(1, SIDEWAYS)
 #undef POINTS
 }
 
@@ -333,29 +349,33 @@ static OWN void points(const V *from, int64_t far, int channels, const A *u, int
 static OWN void outer_points(const Plan *p, int outs, const V *out, int64_t far, const V *between, int count, V *to) {
   int64_t apart = (int64_t)p->out_height * p->out_width;
   int wide = p->columns / BLOCK;
-#define OUTER(n)                                                                         \
-  {                                                                                      \
-    V sum[n][SIDEWAYS];                                                                  \
-    EACH(j, n) EACH(l, SIDEWAYS) sum[j][l] = (V){0};                                     \
-    const lone *rows = (const lone *)(out + o / BLOCK * far) + o % BLOCK;                \
-    const V *mine = between + c * apart;                                                 \
-    for (int t = 0; t < count; t++) {                                                    \
-      V by[SIDEWAYS];                                                                    \
-      EACH(l, SIDEWAYS) {                                                                \
-        by[l] = mine[l * apart + t];                                                     \
-        HELD(by[l])                                                                      \
-      }                                                                                  \
-      EACH(j, n) {                                                                       \
-        A g = rows[t * BLOCK + j];                                                       \
-        EACH(l, SIDEWAYS) sum[j][l] += g * by[l];                                        \
-      }                                                                                  \
-    }                                                                                    \
-    EACH(j, n) EACH(l, SIDEWAYS) to[(int64_t)(o + j) * wide + c + l] += sum[j][l];       \
+#define OUTER(n, m)                                                              \
+  {                                                                              \
+    V sum[n][m];                                                                 \
+    EACH(j, n) EACH(l, m) sum[j][l] = (V){0};                                    \
+    const lone *rows = (const lone *)(out + o / BLOCK * far) + o % BLOCK;        \
+    const V *mine = between + c * apart;                                         \
+    for (int t = 0; t < count; t++) {                                            \
+      V by[m];                                                                   \
+      EACH(l, m) {                                                               \
+        by[l] = mine[l * apart + t];                                             \
+        HELD(by[l])                                                              \
+      }                                                                          \
+      EACH(j, n) {                                                               \
+        A g = rows[t * BLOCK + j];                                               \
+        EACH(l, m) sum[j][l] += g * by[l];                                       \
+      }                                                                          \
+    }                                                                            \
+    EACH(j, n) EACH(l, m) to[(int64_t)(o + j) * wide + c + l] += sum[j][l];      \
   }
-  for (int c = 0; c < wide; c += SIDEWAYS) {
+  for (int c = 0; c * BLOCK < p->in; c += SIDEWAYS) {
     int o = 0;
-    for (; o + TOGETHER <= outs; o += TOGETHER) OUTER(TOGETHER)
-    for (; o < outs; o++) OUTER(1)
+    if (filled(p->in - c * BLOCK) < SIDEWAYS) {
+      for (; o + SIDEWAYS * TOGETHER <= outs; o += SIDEWAYS * TOGETHER) OUTER(SIDEWAYS * TOGETHER, 1)
+      for (; o < outs; o++) OUTER(1, 1)
+    }
+    for (; o + TOGETHER <= outs; o += TOGETHER) OUTER(TOGETHER, SIDEWAYS)
+    for (; o < outs; o++) OUTER(1, SIDEWAYS)
   }
 #undef OUTER
 }
