@@ -20,6 +20,7 @@ import posterior
 import quality
 import results_page
 from cifar_jpeg import convert, decode
+from results_ensembles import stacking_part
 
 CELLS = [Architecture(TOY, picks) for picks in TOY.all_picks()]
 
@@ -112,6 +113,22 @@ def test_judge_knows_calibrated_from_sharp_runs():
     assert sharp["tempered"]["ece_on_other_half"] < 0.05
     assert honest["log_loss"] < min(sharp["log_loss"], honest["log_loss_of_equal_weights"])
     assert honest["interval_coverage_at_90"] > 0.88
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({"faster": {"alone": 1.5, "together": 3.0}, "ranges": {"alone": [1.2, 1.9], "together": [2.5, 3.25]}},
+         ["1.50 (1.20 to 1.90)", "3.00 (2.50 to 3.25)"]),
+        ({"ratios": {"plain": 3.1}}, ["2.00", "3.10"]),
+    ],
+)  # fmt: skip
+def test_networks_trained_as_one_are_so_many_times_faster_and_older_records_have_no_range(kept, expected):
+    sizes = {"shape": [1, 8, 8], "channels": 8, "networks": 4, "threads": 2}
+    row = sizes | {"milliseconds": {"plain": 30.0, "alone": 15.0, "together": 10.0}} | kept
+    (page,) = stacking_part("", {"rows": [row], "rounds": 5}, lambda head, body: f"{head[5:]}{body}", lambda record: "")
+    said = ["1 × 8 × 8", "8", "4", "2", "30.0", *expected]
+    assert f"['one after another', 'as one']{[said]}" in page
 
 
 def test_targets_meet_both_bounds_in_the_rounds_given_by_equal_factors():

@@ -231,6 +231,16 @@ def test_a_whole_search_stands_beside_a_hundred_epochs():
     assert "['the published step, 100 epochs', '1500', '', '', '']" in page
 
 
+@pytest.mark.parametrize(
+    ("bf16", "expected"),
+    [(True, ["BPNAS", "BPNAS, fused", "BPNAS, fused, bf16"]), (False, ["BPNAS", "BPNAS, fused"])],
+)
+def test_whole_searches_are_those_that_the_processor_can_do(bf16, expected, monkeypatch):
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: bf16)
+    assert speed.searches_here(short=False) == expected
+    assert speed.searches_here(short=True) == ["BPNAS, fused"]
+
+
 def test_each_way_to_wait_is_measured_alone_and_in_company(monkeypatch):
     told, started, popen = [], [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *words: started.append(popen(*words)) or started[-1])
