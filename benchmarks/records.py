@@ -26,8 +26,8 @@ def measure(
 
     known = json.loads(out.read_text())["rows"] if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
+    here = environment(torch.device(device))  # before anything is written: a record that grows is no change of the code
     for name in wanted:
-        here = environment(torch.device(device))
         known[name] = {**rows[name](), "threads": torch.get_num_threads(), "commit": here["commit"]}
         print(name, json.dumps(known[name])[:400], flush=True)
         part = out.with_suffix(".part")

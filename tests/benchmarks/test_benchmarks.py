@@ -20,6 +20,7 @@ import posterior
 import quality
 import results_page
 from cifar_jpeg import convert, decode
+from records import measure
 from results_ensembles import stacking_part
 
 CELLS = [Architecture(TOY, picks) for picks in TOY.all_picks()]
@@ -175,6 +176,21 @@ def test_random_search_spends_what_the_reference_spent(tmp_path):
     cells = [Architecture(NB201, picks) for picks in list(NB201.all_picks())[::32]]
     cost = np.mean([architecture_cost(cell, sizes=sizes, input_shape=(1, 8, 8), classes=10).macs for cell in cells])
     assert run.summary["images"] * cost == pytest.approx(2e8, rel=0.025)
+
+
+def test_rows_have_the_commit_that_was_there_before_the_record_grew(tmp_path, monkeypatch):
+    out = tmp_path / "record.json"
+    out.write_text(json.dumps({"rows": {"old": {"commit": "of old"}, "first": {}}}))
+    before = out.read_text()
+
+    def described(device):
+        return {"commit": "new" if out.read_text() == before else "new-dirty"}
+
+    monkeypatch.setattr("bayesarch.workflows.environment.environment", described)
+    measure({"first": lambda: {"n": 1}, "second": lambda: {"n": 2}}, ["first", "second"], out)
+    rows = json.loads(out.read_text())["rows"]
+    assert {name: row["commit"] for name, row in rows.items()} == {"old": "of old", "first": "new", "second": "new"}
+    assert [rows[name]["n"] for name in ("first", "second")] == [1, 2]
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
