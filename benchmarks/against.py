@@ -3,9 +3,10 @@
     python benchmarks/against.py 94bbefc                  the three supernets of speed.py
     python benchmarks/against.py 94bbefc --row darts      one of them
     python benchmarks/against.py 94bbefc --fused          by kernels of ours, engine.fused
+    python benchmarks/against.py df6da28 --row job        the default search on digits, from its start to its report
 
-Each has a process of its own, from its own files; the two take turns, step by step. What is there now is this working
-folder. Medians of the rounds' ratios, and their range. Nothing else should run.
+Each has a process of its own, from its own files; the two take turns, step by step or search by search. What is there
+now is this working folder. Medians of the rounds' ratios, and their range. Nothing else should run.
 """
 
 import argparse
@@ -97,11 +98,29 @@ def row(given: dict[str, Any], before: Path, commit: str, rounds: int) -> dict[s
     finally:
         for step in steppers.values():
             step.close()
+    return {"given": given, **_compared(seconds, commit)}
+
+
+def job_row(before: Path, commit: str, rounds: int) -> dict[str, Any]:
+    """Return seconds of the default search on digits, and by how much it has become faster."""
+    seconds: dict[str, list[float]] = {"before": [], "now": []}
+    for _ in range(rounds):
+        for name, folder in (("before", before), ("now", ROOT)):
+            with tempfile.TemporaryDirectory() as out:
+                words = [sys.executable, "-m", "bayesarch", "search", "--out", f"{out}/run"]
+                began = time.perf_counter()
+                subprocess.run(
+                    words, env={**os.environ, "PYTHONPATH": f"{folder}/src"}, check=True, capture_output=True
+                )
+                seconds[name].append(time.perf_counter() - began)
+    return _compared(seconds, commit)
+
+
+def _compared(seconds: dict[str, list[float]], commit: str) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(seconds["before"], seconds["now"], strict=True)]
     return {
-        "given": given,
         "before": commit,
-        "rounds": rounds,
+        "rounds": len(ratios),
         "seconds": {name: statistics.median(mine) for name, mine in seconds.items()},
         "ratio": statistics.median(ratios),
         "lowest": min(ratios),
@@ -125,7 +144,9 @@ def main() -> None:
         subprocess.run(["git", "worktree", "add", "--detach", str(before), told.commit], cwd=ROOT, check=True)
         try:
             rows = {name: partial(row, given, before, told.commit, told.rounds) for name, given in nets.items()}
-            measure(rows, told.row or list(nets), told.out)
+            measure(
+                rows | {"job": partial(job_row, before, told.commit, told.rounds)}, told.row or list(nets), told.out
+            )
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
 

@@ -63,6 +63,20 @@ def test_the_record_names_the_command_and_all_rows_are_told(words, tmp_path, mon
     assert record["command"] == " ".join(["python benchmarks/against.py HEAD --short", *words, "--out", str(out)])
 
 
+def test_whole_searches_take_turns_too(tmp_path, monkeypatch):
+    for name, seconds in (("before", 0.4), ("now", 0.1)):
+        package = tmp_path / name / "src" / "bayesarch"
+        package.mkdir(parents=True)
+        code = f"import sys, time; time.sleep({seconds}); assert sys.argv[1:3] == ['search', '--out'], sys.argv"
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(code)
+    monkeypatch.setattr(against, "ROOT", tmp_path / "now")
+    found = against.job_row(tmp_path / "before", "a commit", 2)
+    assert found["seconds"]["before"] - found["seconds"]["now"] == pytest.approx(0.3, abs=0.15)
+    assert (found["before"], found["rounds"]) == ("a commit", 2)
+    assert 1.0 < found["lowest"] <= found["ratio"] <= found["highest"]
+
+
 def test_a_process_that_fails_is_not_waited_for(tmp_path, monkeypatch):
     broken = folder(tmp_path / "broken", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="the process ended"):
