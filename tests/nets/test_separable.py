@@ -23,7 +23,8 @@ LONE = [[(3, 1, True)]]
 DARTS = [[(3, 1, True), (3, 1, True)], [(5, 1, True), (5, 1, True)], [(3, 2, True)], [(5, 2, True)]]
 NORM_FIRST = [[(5, 1, True), (5, 1, False)], [(3, 1, False)], [(7, 3, False)]]
 POINTS = [[(1, 1, True)], [(1, 1, False)], [(1, 1, True), (3, 1, True)], [(5, 2, False)]]
-KINDS = {"one": LONE, "darts": DARTS, "norms first": NORM_FIRST, "1 x 1 alone": POINTS}
+BARE = [[(1, 1, True)], [(1, 1, False)], [(1, 1, True)]]
+KINDS = {"one": LONE, "darts": DARTS, "norms first": NORM_FIRST, "1 x 1 alone": POINTS, "1 x 1 only": BARE}
 """Chains of (side, dilation, normed) of their pairs; side 1: without a depthwise convolution."""
 
 
