@@ -114,9 +114,9 @@ static void ends(const Plan *p, Pair *pairs, int n) {
   free(sums);
 }
 
-/* The gradient of what lies between, if it is wanted, from those of an image's output, `more`: added to what is there; and
-   sums for the 1 x 1 kernels. */
-static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image, int wanted, int more) {
+/* The gradient of what lies between, from those of an image's output, `more`: added to what is there; and sums for the
+   1 x 1 kernels. */
+static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image, int more) {
   const Unit *u = pair->unit;
   int64_t room = (int64_t)p->band * p->out_width, apart = (int64_t)p->out_height * p->span;
   for (int y = 0; y < p->out_height; y += p->band) {
@@ -132,7 +132,7 @@ static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image,
         for (int t = 0; t < count; t++)
           to[t] = own * to[t] + along * get_some(u->y + (row + t) * u->out + o, u->out - o) + all;
     }
-    for (int i = 0; i < lines && wanted; i++)
+    for (int i = 0; i < lines; i++)
       for (int c = 0; c < p->in; c += COLUMNS)
         points(d->out + i * p->out_width, room, u->out, pair->point + (int64_t)c * u->out, filled(p->in - c), p->out_width,
                d->slope + c / BLOCK * apart + (int64_t)(y + i) * p->span + p->left, apart, more);
@@ -183,7 +183,7 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
       if (mean || wanted) put_in(&p, &d, x + b * height * width * step, step);
       for (int k = 0; k < n; k++) {
         for (int c = 0; c < in && units[k].dpoint; c += BLOCK) convolve(&p, pairs + k, &d, c);
-        down(&p, pairs + k, &d, b, dx || units[k].dtaps, p.bare && k > 0);
+        down(&p, pairs + k, &d, b, p.bare && k > 0);
         for (int c = 0; c < in; c += BLOCK) {
           if (units[k].dtaps) tap_sums(&p, pairs + k, &d, c, mine);
           if (dx) convolve_back(&p, pairs + k, &d, c, k > 0);

@@ -93,7 +93,7 @@ static int64_t lay(const Plan *p, V *at, Bench *d) {
   memset(at, 0, all * sizeof(V));
   V **to[6] = {&d->in, &d->between, &d->slope, &d->grad, &d->out, &d->point};
   for (int k = 0; k < 6; at += sizes[k], k++) *to[k] = at;
-  if (p->bare) d->between = d->in, d->slope = d->grad;
+  if (p->bare) d->between = d->in; /* and the slope is the gradient: both begin at the same place */
   return all;
 }
 
@@ -336,10 +336,8 @@ static OWN void points(const V *from, int64_t far, int channels, const A *u, int
     EACH(q, n) EACH(l, m) to[l * apart + t + q] = sum[q][l];          \
   }
   int t = 0;
-  if (blocks < SIDEWAYS) {
+  if (blocks < SIDEWAYS)
     for (; t + SIDEWAYS * TOGETHER <= count; t += SIDEWAYS * TOGETHER) POINTS(SIDEWAYS * TOGETHER, 1)
-    for (; t < count; t++) POINTS(1, 1)
-  }
   for (; t + TOGETHER <= count; t += TOGETHER) POINTS(TOGETHER, SIDEWAYS)
   for (; t < count; t++) POINTS(1, SIDEWAYS)
 #undef POINTS
@@ -370,10 +368,8 @@ static OWN void outer_points(const Plan *p, int outs, const V *out, int64_t far,
   }
   for (int c = 0; c * BLOCK < p->in; c += SIDEWAYS) {
     int o = 0;
-    if (filled(p->in - c * BLOCK) < SIDEWAYS) {
+    if (filled(p->in - c * BLOCK) < SIDEWAYS)
       for (; o + SIDEWAYS * TOGETHER <= outs; o += SIDEWAYS * TOGETHER) OUTER(SIDEWAYS * TOGETHER, 1)
-      for (; o < outs; o++) OUTER(1, 1)
-    }
     for (; o + TOGETHER <= outs; o += TOGETHER) OUTER(TOGETHER, SIDEWAYS)
     for (; o < outs; o++) OUTER(1, SIDEWAYS)
   }
