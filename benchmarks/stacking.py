@@ -12,39 +12,18 @@ The cell is NAS-Bench-201's ResNet cell, one cell a stage; the heap is that of o
 import argparse
 import copy
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from records import typed
+from steps import in_turn
 
 OUT = Path(__file__).parent / "results" / "stacking.json"
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"
 SIZES = [((1, 8, 8), 8), ((1, 8, 8), 16), ((3, 16, 16), 8), ((1, 28, 28), 8), ((3, 32, 32), 16)]
-
-
 SGD = {"momentum": 0.9, "weight_decay": 3e-4}
-
-
-def in_turn(
-    works: Mapping[str, Callable[[], None]], rounds: int
-) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
-    """Return the median milliseconds of each work, and of the first's ratio to it, round by round, median and range."""
-    for work in works.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            times[name].append(1e3 * (time.perf_counter() - began))
-    first = times[next(iter(works))]
-    ratios = {name: [x / y for x, y in zip(first, mine, strict=True)] for name, mine in times.items()}
-    medians = [{name: statistics.median(values) for name, values in of.items()} for of in (times, ratios)]
-    return *medians, {name: [min(values), max(values)] for name, values in ratios.items()}
 
 
 def ways_of(shape: Sequence[int], channels: int, m: int, generator: Any) -> dict[str, Callable[[], None]]:
@@ -110,10 +89,12 @@ def main() -> None:
         torch.set_num_threads(threads)
         for shape, channels in SIZES:
             for m in (1, 3, 8):
-                medians, faster, ranges = in_turn(ways_of(shape, channels, m, generator), arguments.rounds)
+                found = in_turn(ways_of(shape, channels, m, generator), arguments.rounds, "plain")
                 rows.append(
-                    {"threads": threads, "shape": shape, "channels": channels, "networks": m, "faster": faster,
-                     "ranges": ranges, "milliseconds": medians}
+                    {"threads": threads, "shape": shape, "channels": channels, "networks": m,
+                     "faster": {way: times["ratio"] for way, times in found.items()},
+                     "ranges": {way: [times["lowest"], times["highest"]] for way, times in found.items()},
+                     "milliseconds": {way: 1e3 * times["seconds"] for way, times in found.items()}}
                 )  # fmt: skip
                 print(rows[-1], flush=True)
     record(rows, arguments.rounds, arguments.out)
