@@ -17,7 +17,7 @@ from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Part, fan, parts_of
+from bayesarch.nets.kernels import Bunch, Leaving, Part, box_mean, fan, leaving_fits, leaving_parts, parts_of
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, gates_of, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
@@ -52,6 +52,8 @@ class Leaves:
     """(flat option, target node, operation) of the options without weights."""
     stacks: list[str]
     """Keys of its convolutions."""
+    at_once: bool
+    """Whether there is one function of all of it."""
 
 
 class MixedCell(nn.Module):
@@ -93,7 +95,10 @@ class MixedCell(nn.Module):
     def _tell(self) -> None:
         for node in self.order:
             free = [(g, t, op) for g, t, op in self._options(node) if op.free is not None and g in self.present]
-            self.leaves[node] = Leaves(free, [key for key in self.stacks if key.split("_")[0] == node])
+            keys = [key for key in self.stacks if key.split("_")[0] == node]
+            small = all(self.stacks[key].padding in ((0, 0), (1, 1)) for key in keys)
+            simple = all(op.passive or op.fused is box_mean for _, _, op in free)
+            self.leaves[node] = Leaves(free, keys, small and simple)
 
     def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
         """Send one in `partial` channels through the options from now on.
@@ -233,6 +238,8 @@ class MixedCell(nn.Module):
     def parting(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Part]]:
         """Return the same as parts of sums; arguments as of `leaving`, gates of shape (1, G)."""
         leaves = self.leaves[node]
+        if leaves.at_once and leaving_fits(h):
+            return self._parting_at_once(leaves, h, gates, active)
         parts: list[tuple[str, Part]] = []
         users: dict[Callable[[Tensor], Tensor], list[tuple[int, str]]] = {}
         for g, target, op in leaves.free:
@@ -247,6 +254,26 @@ class MixedCell(nn.Module):
             assert isinstance(stack, ConvStack)
             parts.extend(stack.parting(x, gates, active))
         return parts
+
+    def _parting_at_once(
+        self, leaves: Leaves, h: Tensor, gates: Tensor, active: frozenset[int] | None
+    ) -> list[tuple[str, Part]]:
+        """Return the same by one function of all that leaves a node."""
+        pooled: list[tuple[int, str]] = []
+        itself: list[tuple[int, str]] = []
+        for g, target, op in leaves.free:
+            if active is None or g in active:
+                (itself if op.fused is None else pooled).append((g, target))
+        stacks = {stack.padding: stack for key in leaves.stacks if isinstance(stack := self.stacks[key], ConvStack)}
+        bunches = {padding: stack.bunch(active) for padding, stack in stacks.items()}
+        (dense, first), (point, second) = (bunches.get(padding, (Bunch(), [])) for padding in ((1, 1), (0, 0)))
+        leaving = Leaving(dense, point, [g for g, _ in pooled], [g for g, _ in itself])
+        if not leaving.columns:
+            return []
+        parts = leaving_parts(h, gates, leaving)
+        for padding, stack in stacks.items():
+            stack.told(bunches[padding][0])
+        return list(zip([*first, *second, *(target for _, target in (*pooled, *itself))], parts, strict=True))
 
 
 class PlainCell(nn.Module):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bayesarch.nets.by_kernels import chained
 from bayesarch.nets.dense import fused_dense
-from bayesarch.nets.kernels import Chain, Norm, Pair, Part, moments_of, parts_of
+from bayesarch.nets.kernels import Bunch, Chain, Norm, Pair, Part, moments_of, parts_of
 
 __all__ = ["ConvStack", "Growth"]
 
@@ -129,6 +129,22 @@ class ConvStack(nn.Module):
         if len(rows) < len(self.columns):
             self._moved(rows, mean, var)
         return [(self.targets[row], mine[0]) for row, mine in zip(rows, parts, strict=True)]
+
+    def bunch(self, active: frozenset[int] | None) -> tuple[Bunch, list[str]]:
+        """Return what is computed, for a function that computes more, and the nodes it goes to; then comes `told`."""
+        rows = self._rows(active)
+        if not rows:
+            return Bunch(), []
+        mean, var = self._moments(rows)
+        weights = [self.weights[str(self.columns[row])] for row in rows]
+        norm = Norm(mean.view(-1), var.view(-1), self.momentum, EPS)
+        return Bunch(weights, [self.columns[row] for row in rows], norm), [self.targets[row] for row in rows]
+
+    def told(self, bunch: Bunch) -> None:
+        """Take the running moments that were moved with a bunch of these."""
+        if bunch.norm is not None and len(bunch.columns) < len(self.columns):
+            moved = [running.view(-1, self.channels) for running in bunch.norm[:2]]
+            self._moved([self.columns.index(column) for column in bunch.columns], *moved)
 
     def _points(self, h: Tensor, gates: Tensor, rows: list[int]) -> list[tuple[str, Part]]:
         """Return parts of 1 x 1 convolutions."""

@@ -3,6 +3,7 @@
 from bayesarch.nets.kernels.build import library
 from bayesarch.nets.kernels.grouped import grouped_conv
 from bayesarch.nets.kernels.images import box_mean, window_max
+from bayesarch.nets.kernels.node import Bunch, Leaving, leaving_fits, leaving_parts
 from bayesarch.nets.kernels.rows import (
     Moments,
     Norm,
@@ -19,7 +20,9 @@ from bayesarch.nets.kernels.winograd import filtered_conv, pays
 
 __all__ = [
     "SIDES",
+    "Bunch",
     "Chain",
+    "Leaving",
     "Moments",
     "Norm",
     "Pair",
@@ -30,6 +33,8 @@ __all__ = [
     "filtered_conv",
     "fits",
     "grouped_conv",
+    "leaving_fits",
+    "leaving_parts",
     "library",
     "moments_of",
     "norm_relu",

@@ -27,25 +27,6 @@ static void put_out(const Plan *p, const Pair *pair, const Bench *d, T *y, int b
   }
 }
 
-/* Moments of a unit's output, from what each thread has of it. */
-static void tell(const Plan *p, const Unit *u, const double *sums) {
-  int outs = columns_of(u->out);
-  for (int c = 0; c < u->out; c++) {
-    double n = 0, middle = 0, square = 0; /* of what has been counted: mean, and sum of squared distances to it */
-    for (int thread = 0; thread < p->threads; thread++) {
-      const double *mine = sums + (size_t)3 * outs * thread + c;
-      int64_t some = p->images * (thread + 1) / p->threads - p->images * thread / p->threads;
-      double m = (double)some * p->out_height * p->out_width;
-      if (!some) continue;
-      double shift = mine[outs] / m, away = mine[0] + shift - middle;
-      square += mine[2 * outs] - shift * shift * m + away * away * n * m / (n + m);
-      middle += away * m / (n + m);
-      n += m;
-    }
-    told(middle, square, n, c, u->eps, u->momentum, u->running_mean, u->running_var, u->mean, u->inv);
-  }
-}
-
 /* Outputs of n units of x, or, with moments, of the positive part of x normalised. `own` are separable_room(..) numbers. */
 void separable(int n, const Unit *units, int64_t images, int height, int width, int in, int stride, int threads,
                const T *x, int64_t step, const double *mean, const double *inv, A *own) {
@@ -71,7 +52,11 @@ void separable(int n, const Unit *units, int64_t images, int height, int width, 
     PASSED;
   }
   for (int k = 0; k < n; k++)
-    if (units[k].mean) tell(&p, units + k, sums + size * k);
+    if (units[k].mean) {
+      const Unit *u = units + k;
+      told_of(images, p.out_height * p.out_width, threads, sums + size * k, columns_of(u->out), u->out, u->eps,
+              u->momentum, u->running_mean, u->running_var, u->mean, u->inv);
+    }
   free(sums);
   free(pairs);
 }

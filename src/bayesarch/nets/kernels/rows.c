@@ -119,4 +119,5 @@ static double whole(const double *sums, size_t size, int threads, size_t place) 
 #include "grouped.h"
 #include "points.h"
 #include "winograd.h"
+#include "node.h"
 #endif

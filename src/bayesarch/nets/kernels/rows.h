@@ -11,6 +11,26 @@ static void told(double middle, double square, double rows, int c, double eps, d
   running_var[c] += momentum * (var * rows / (rows > 1 ? rows - 1 : 1) - running_var[c]);
 }
 
+/* The same of images that threads have dealt among themselves, from what each has: of `wide` channels the first value,
+   behind those the sums of values less that, and of their squares. */
+static void told_of(int64_t images, int64_t pixels, int threads, const double *sums, int wide, int channels, double eps,
+                    double momentum, A *running_mean, A *running_var, double *mean, double *inv) {
+  for (int c = 0; c < channels; c++) {
+    double n = 0, middle = 0, square = 0; /* of what has been counted: mean, and sum of squared distances to it */
+    for (int thread = 0; thread < threads; thread++) {
+      const double *mine = sums + (size_t)3 * wide * thread + c;
+      int64_t some = images * (thread + 1) / threads - images * thread / threads;
+      double m = (double)some * pixels;
+      if (!some) continue;
+      double shift = mine[wide] / m, away = mine[0] + shift - middle;
+      square += mine[2 * wide] - shift * shift * m + away * away * n * m / (n + m);
+      middle += away * m / (n + m);
+      n += m;
+    }
+    told(middle, square, n, c, eps, momentum, running_mean, running_var, mean, inv);
+  }
+}
+
 /* Moments over rows: mean[c], and inv[c] = 1 / sqrt(variance + eps). Running moments go `momentum` of the way there, the
    variance by its unbiased estimate. Sums are of differences to the first row, so that little cancels. */
 void moments(const T *x, int64_t step, int64_t rows, int channels, int threads, double eps, double momentum,

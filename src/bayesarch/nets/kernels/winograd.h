@@ -130,8 +130,8 @@ static OWN void give(const Grid *g, const Tile *tiles, int count, int room, int 
   else give_of(g, tiles, count, room, channels, wide, v, out, 2);
 }
 
-/* to[t][block] = sum over c of v[t][c] u[c][block], for n tiles. */
-INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n) {
+/* to[t][block] = sum over c of v[t][c] u[c][block], for n tiles that are `apart` in v. */
+INLINE void product(const A *v, int apart, const A *u, A *to, int in, int wide, const int n) {
   V sum[BESIDE][SIDEWAYS];
   EACH(t, n) EACH(l, SIDEWAYS) sum[t][l] = (V){0};
   for (int c = 0; c < in; c++, u += COLUMNS) {
@@ -141,7 +141,7 @@ INLINE void product(const A *v, const A *u, A *to, int in, int wide, const int n
       HELD(by[l])
     }
     EACH(t, n) {
-      A of = v[(int64_t)t * in + c];
+      A of = v[(int64_t)t * apart + c];
       EACH(l, SIDEWAYS) sum[t][l] += of * by[l];
     }
   }
@@ -258,73 +258,102 @@ INLINE void kernel_of_points(const A *z, int parts, int64_t part, int64_t block,
 #undef WORK
 }
 
-static void convolved(const Grid *given, int in, int out, int side, int turned, int threads, const A *x, const A *w,
-                      A *own, A *y) {
-  Grid g = *given;
-  int dilation = g.dilation, wide = columns_of(out), room = room_of(in, out);
-  int64_t far = (int64_t)in * wide;
-  A *u = own;
+/* Kernels at the points, those of each block of the outputs behind one another. */
+static void kernels_beside(int in, int out, int side, int turned, int threads, const A *w, A *u) {
+  int64_t far = (int64_t)in * columns_of(out);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int b = 0; b < out; b += COLUMNS)
     side_by_side(turned ? in : out, turned ? out : in, side, turned, b, out - b < COLUMNS ? out - b : COLUMNS, w, far,
                  u + (int64_t)b * in);
+}
+
+/* Products of `count` rows of v[in], `apart`, and u[wide / COLUMNS][in][COLUMNS]: rows of to[wide], `far` from one another. */
+static void products(const A *v, int apart, const A *u, A *to, int far, int in, int wide, int count) {
+  for (int o = 0; o < wide; o += COLUMNS, u += (int64_t)in * COLUMNS) {
+    int t = 0;
+    for (; t + BESIDE <= count; t += BESIDE)
+      product(v + (int64_t)t * apart, apart, u, to + (int64_t)t * far + o, in, far, BESIDE);
+    for (; t < count; t++) product(v + (int64_t)t * apart, apart, u, to + (int64_t)t * far + o, in, far, 1);
+  }
+}
+
+/* to[wide / COLUMNS][out][COLUMNS] += sum over `count` of z[out], `apart`, by v[wide], `beside`. */
+static void outers(const A *z, int apart, const A *v, int beside, A *to, int out, int wide, int count) {
+  for (int b = 0; b < wide; b += COLUMNS, to += (int64_t)out * COLUMNS) {
+    int o = 0;
+    for (; o + BESIDE <= out; o += BESIDE) outer(z + o, v + b, to + (int64_t)o * COLUMNS, count, apart, beside, BESIDE);
+    for (; o + FEWER <= out; o += FEWER) outer(z + o, v + b, to + (int64_t)o * COLUMNS, count, apart, beside, FEWER);
+    for (; o < out; o++) outer(z + o, v + b, to + (int64_t)o * COLUMNS, count, apart, beside, 1);
+  }
+}
+
+/* The outputs y of tiles from number `first` up to `end`, of x by kernels at the points u. */
+static void outputs_of(const Grid *g, Desk desk, int64_t first, int64_t end, int in, int out, int side, const A *x,
+                       const A *u, A *y) {
+  int wide = columns_of(out), room = room_of(in, out);
+  Tile tiles[ROOM / COLUMNS];
+  for (; first < end; first += room) {
+    int count = tiles_from(g, first, end, room, tiles);
+    take_pixels(g, tiles, count, g->dilation * (side / 2), room, in, in, desk.outside, x, desk.in);
+    for (int p = 0; p < SQUARE; p++)
+      products(desk.in + (int64_t)p * room * in, in, u + (int64_t)p * wide * in, desk.out + (int64_t)p * room * wide,
+               wide, in, wide, count);
+    give(g, tiles, count, room, out, wide, desk.out, y);
+  }
+}
+
+/* Add to the desk's kernels at the points what these tiles bring, of x and the gradient of the outputs. */
+static void kernels_summed(const Grid *g, Desk desk, int64_t first, int64_t end, int in, int out, int side, const A *x,
+                       const A *slope) {
+  int wide = columns_of(in), room = room_of(in, out);
+  Tile tiles[ROOM / COLUMNS];
+  for (; first < end; first += room) {
+    int count = tiles_from(g, first, end, room, tiles);
+    take_pixels(g, tiles, count, g->dilation * (side / 2), room, in, wide, desk.outside, x, desk.in);
+    take_slopes(g, tiles, count, room, out, out, desk.outside, slope, desk.out);
+    for (int p = 0; p < SQUARE; p++)
+      outers(desk.out + (int64_t)p * room * out, out, desk.in + (int64_t)p * room * wide, wide,
+             desk.kernels + (int64_t)p * wide * out, out, wide, count);
+  }
+}
+
+/* dw[out][side][side][in] from what so many threads have in kernels at the points, `part` apart. */
+static void kernels_brought(const A *kernels, int64_t part, int in, int out, int side, int threads, A *dw) {
+  int64_t far = (int64_t)out * columns_of(in), block = (int64_t)out * COLUMNS;
+  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
+  for (int o = 0; o < out; o++) {
+    const A *of = kernels + (int64_t)o * COLUMNS;
+    A *to = dw + (int64_t)o * side * side * in;
+    if (side == 3) kernel_of_points(of, threads, part, block, far, in, to, 3);
+    else kernel_of_points(of, threads, part, block, far, in, to, 5);
+  }
+}
+
+static void convolved(const Grid *given, int in, int out, int side, int turned, int threads, const A *x, const A *w,
+                      A *own, A *y) {
+  Grid g = *given;
+  A *u = own;
+  kernels_beside(in, out, side, turned, threads, w, u);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Desk desk = desk_of(own + thread * winograd_room(in, out), in, out);
-    Tile tiles[ROOM / COLUMNS];
     memset(desk.outside, 0, in * sizeof(A));
-    int64_t end = g.tiles * (thread + 1) / threads;
-    for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
-      int count = tiles_from(&g, first, end, room, tiles);
-      take_pixels(&g, tiles, count, dilation * (side / 2), room, in, in, desk.outside, x, desk.in);
-      for (int p = 0; p < SQUARE; p++)
-        for (int o = 0; o < wide; o += COLUMNS) {
-          const A *of = desk.in + (int64_t)p * room * in, *by = u + ((int64_t)p * wide + o) * in;
-          A *to = desk.out + (int64_t)p * room * wide + o;
-          int t = 0;
-          for (; t + BESIDE <= count; t += BESIDE)
-            product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, BESIDE);
-          for (; t < count; t++) product(of + (int64_t)t * in, by, to + (int64_t)t * wide, in, wide, 1);
-        }
-      give(&g, tiles, count, room, out, wide, desk.out, y);
-    }
+    outputs_of(&g, desk, g.tiles * thread / threads, g.tiles * (thread + 1) / threads, in, out, side, x, u, y);
   }
 }
 
 static void kernels_of_slopes(const Grid *given, int in, int out, int side, int threads, const A *x, const A *slope,
                               A *own, A *dw) {
   Grid g = *given;
-  int dilation = g.dilation, wide = columns_of(in), room = room_of(in, out);
-  int64_t part = winograd_room(in, out), far = (int64_t)out * wide, block = (int64_t)out * COLUMNS;
+  int64_t part = winograd_room(in, out);
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Desk desk = desk_of(own + thread * part, in, out);
-    Tile tiles[ROOM / COLUMNS];
-    memset(desk.kernels, 0, SQUARE * far * sizeof(A));
+    memset(desk.kernels, 0, SQUARE * (int64_t)out * columns_of(in) * sizeof(A));
     memset(desk.outside, 0, (in > out ? in : out) * sizeof(A));
-    int64_t end = g.tiles * (thread + 1) / threads;
-    for (int64_t first = g.tiles * thread / threads; first < end; first += room) {
-      int count = tiles_from(&g, first, end, room, tiles);
-      take_pixels(&g, tiles, count, dilation * (side / 2), room, in, wide, desk.outside, x, desk.in);
-      take_slopes(&g, tiles, count, room, out, out, desk.outside, slope, desk.out);
-      for (int p = 0; p < SQUARE; p++)
-        for (int b = 0; b < wide; b += COLUMNS) {
-          const A *of = desk.out + (int64_t)p * room * out, *by = desk.in + (int64_t)p * room * wide + b;
-          A *to = desk.kernels + ((int64_t)p * wide + b) * out;
-          int o = 0;
-          for (; o + BESIDE <= out; o += BESIDE) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, BESIDE);
-          for (; o + FEWER <= out; o += FEWER) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, FEWER);
-          for (; o < out; o++) outer(of + o, by, to + (int64_t)o * COLUMNS, count, out, wide, 1);
-        }
-    }
+    kernels_summed(&g, desk, g.tiles * thread / threads, g.tiles * (thread + 1) / threads, in, out, side, x, slope);
   }
-  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
-  for (int o = 0; o < out; o++) {
-    const A *of = own + (int64_t)o * COLUMNS;
-    A *to = dw + (int64_t)o * side * side * in;
-    if (side == 3) kernel_of_points(of, threads, part, block, far, in, to, 3);
-    else kernel_of_points(of, threads, part, block, far, in, to, 5);
-  }
+  kernels_brought(own, part, in, out, side, threads, dw);
 }
 
 /* Do WORK for each group g, by `inside` threads in the room `mine`: one, where there are groups for all threads. Where
