@@ -169,10 +169,13 @@ def test_kept_are_features_and_what_convolutions_give():
     for moving in (True, False):
         case = Case((3, 8, 6, 6), ALL)
         case.gates.requires_grad_(moving)
-        kept = leaving_parts(case.h, case.gates, case.leaving())[0].stands.grad_fn.saved_tensors
-        large = [t.shape[1] for t in kept if t is not None and t.shape[-2:] == (6, 6)]
-        assert large == [8, 40, *([8] if moving else [])]
-        assert kept[0].data_ptr() == case.h.data_ptr()
+        h, _, outputs, pooled, *kernels = leaving_parts(case.h, case.gates, case.leaving())[
+            0
+        ].stands.grad_fn.saved_tensors
+        assert h.data_ptr() == case.h.data_ptr()
+        assert outputs.numel() == 5 * h.numel()
+        assert (pooled is not None) == moving
+        assert [len(both) for both in kernels] == [3, 2]
 
 
 def test_slices_of_wider_features_and_gradients_that_lie_otherwise_are_taken():

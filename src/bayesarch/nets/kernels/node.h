@@ -15,9 +15,9 @@ typedef struct {
 #define ITSELF (-1)
 #define POOLED (-2)
 
-/* What goes to a sum: channels of the convolutions' outputs from `from` on, or one of those above. */
+/* What goes to a sum: what convolution number `of` gives, or one of those above. */
 typedef struct {
-  int from;
+  int of;
   const T *g; /* the gradient of the sum */
   int64_t step;
   const A *gate;
@@ -27,22 +27,23 @@ typedef struct {
 typedef struct {
   int64_t images;
   int height, width, pixels, channels;
-  int dense, point, all; /* channels that 3 x 3 and 1 x 1 convolutions give, and all of them */
-  int some, threads;     /* images at a time: enough for products of matrices to fill their registers */
+  int dense, point;  /* channels that 3 x 3 and 1 x 1 convolutions give */
+  int all;           /* both side by side, and room for the whole blocks that products of matrices give */
+  int some, threads; /* images at a time: enough for those products to fill their registers */
 } Node;
 
 static Node node_of(int64_t images, int height, int width, int channels, int dense, int point, int threads) {
   int tiles = ((height + 3) / 4) * ((width + 3) / 4), some = (4 * BESIDE + tiles - 1) / tiles;
   dense *= channels;
   point *= channels;
-  return (Node){images, height, width, height * width, channels, dense, point, dense + point, some, threads};
+  return (Node){images, height, width, height * width, channels, dense, point, dense + columns_of(point), some, threads};
 }
 
-/* What a thread works in, rows of pixels each: the positive part of features, gradients of what convolutions give, those of
-   the positive part through 3 x 3 and through 1 x 1 convolutions, of features as they are, of means over windows, and
-   through these. And sums for the gradients of 1 x 1 kernels, and a desk for the others. */
+/* What a thread works in, rows of pixels each: the positive part of features, what all convolutions give or its gradients
+   side by side, gradients of the positive part through 3 x 3 and through 1 x 1 convolutions, of features as they are, of
+   means over windows, and through these. And sums for the gradients of 1 x 1 kernels, and a desk for the others. */
 typedef struct {
-  A *rise, *slopes, *back, *back_of_points, *itself, *pooled, *box, *points;
+  A *rise, *given, *back, *back_of_points, *itself, *pooled, *box, *points;
   Desk desk;
 } Bay;
 
@@ -53,7 +54,7 @@ static int64_t lay_bay(const Node *n, A *own, Bay *bay) {
   if (own) bay->name = own + at; \
   at += (count);
   LAID(rise, rows * n->channels + COLUMNS) /* products read whole blocks of the last row too */
-  LAID(slopes, rows * (n->dense + columns_of(n->point)))
+  LAID(given, rows * n->all)
   LAID(back, rows * n->channels)
   LAID(back_of_points, rows * wide)
   LAID(itself, rows * n->channels)
@@ -104,63 +105,68 @@ static void risen(const T *x, int64_t step, int64_t end, int channels, A *out) {
 #undef ROW_OF
 }
 
-/* Add rows of x to sums as `told_of` takes them; `begins`: there is nothing in them. */
-static void counted(const T *x, int64_t rows, int channels, int begins, double *sums) {
+/* Put rows of x, `far` apart, into y, and add them to sums as `told_of` takes them; `begins`: there is nothing in these. */
+static void put_counted(const A *x, int64_t far, int64_t rows, int channels, int begins, T *y, double *sums) {
   for (int c = 0; c < channels && begins; c++) sums[c] = x[c];
-#define ROW_OF(r, j, w)                           \
-  V away = get(x + (r) * channels + c, w) - from; \
-  s[j] += away;                                   \
-  q[j] += away * away;
+#define ROW_OF(r, j, w)                     \
+  V row = get(x + (r) * far + c, w);        \
+  V away = row - from;                      \
+  s[j] += away;                             \
+  q[j] += away * away;                      \
+  put(y + (r) * channels + c, row, w);
 #define WORK(c, w)                                   \
   V from = {0}, s[4] = {{0}}, q[4] = {{0}};          \
   for (int j = 0; j < w; j++) from[j] = sums[c + j]; \
   ROWS(ROW_OF, w)                                    \
   add4(sums + channels + c, s, w);                   \
   add4(sums + (int64_t)2 * channels + c, q, w);
-  for (int64_t start = 0; start < rows; start += CHUNK / 2) { /* what is read for each block of channels stays near */
-    int64_t end = start + CHUNK / 2 < rows ? start + CHUNK / 2 : rows;
+  for (int64_t start = 0; start < rows; start += CHUNK) {
+    int64_t end = start + CHUNK < rows ? start + CHUNK : rows;
     BLOCKS(WORK)
   }
 #undef WORK
 #undef ROW_OF
 }
 
-/* y = what all convolutions give, side by side, those of 3 x 3 first; and its moments. */
+/* y[convolutions][images][height][width][channels] = what they give, those of 3 x 3 first; its moments; and pooled = means
+   over windows (null: they are not wanted). */
 void node(int64_t images, int height, int width, int channels, const Bunch *dense, const Bunch *point, int threads,
-          const T *h, int64_t step, A *own, T *y, double *mean, double *inv) {
+          const T *h, int64_t step, A *own, T *y, double *mean, double *inv, T *pooled) {
   Node n = node_of(images, height, width, channels, dense->count, point->count, threads);
   A *u = own, *v = own + dense_room(&n);
   if (n.dense) kernels_beside(channels, n.dense, 3, 0, threads, dense->kernels, u);
   if (n.point) points_beside(n.point, channels, 0, point->kernels, v);
-  size_t size = (size_t)3 * n.all;
-  double *sums = calloc(size * threads, sizeof(double));
+  int count = dense->count + point->count;
+  size_t size = (size_t)3 * channels * threads;
+  double *sums = calloc(size * count, sizeof(double));
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Bay bay = bay_at(&n, own, thread);
     int64_t begin = images * thread / threads, end = images * (thread + 1) / threads;
     for (int64_t b = begin; b < end; b += n.some) {
-      int64_t count = end - b < n.some ? end - b : n.some, rows = count * n.pixels;
-      T *to = y + b * n.pixels * n.all;
-      risen(h + b * n.pixels * step, step, rows, channels, bay.rise);
+      int64_t some = end - b < n.some ? end - b : n.some, rows = some * n.pixels;
+      const T *features = h + b * n.pixels * step;
+      risen(features, step, rows, channels, bay.rise);
+      for (int64_t r = 0; r < rows && pooled && step > channels; r++)
+        memcpy(bay.itself + r * channels, features + r * step, channels * sizeof(T));
+      if (pooled)
+        box(some, height, width, channels, 0, 1, step > channels ? bay.itself : features, pooled + b * n.pixels * channels);
       if (n.dense) {
-        Grid grid = grid_of(count, height, width, 1, 4, channels, n.all);
-        outputs_of(&grid, bay.desk, 0, grid.tiles, channels, n.dense, 3, bay.rise, u, to);
+        Grid grid = grid_of(some, height, width, 1, 4, channels, n.all);
+        outputs_of(&grid, bay.desk, 0, grid.tiles, channels, n.dense, 3, bay.rise, u, bay.given);
       }
-      if (n.point) {
-        int wide = columns_of(n.point), whole = wide == n.point; /* if not, a product is wider than there is room for */
-        products(bay.rise, channels, v, whole ? to + n.dense : bay.slopes, whole ? n.all : wide, channels, wide, rows);
-        for (int64_t r = 0; r < rows && !whole; r++)
-          memcpy(to + r * n.all + n.dense, bay.slopes + r * wide, n.point * sizeof(A));
-      }
-      counted(to, rows, n.all, b == begin, sums + size * thread);
+      products(bay.rise, channels, v, bay.given + n.dense, n.all, channels, columns_of(n.point), rows);
+      for (int k = 0; k < count; k++)
+        put_counted(bay.given + k * channels, n.all, rows, channels, b == begin, y + (k * images + b) * n.pixels * channels,
+                    sums + size * k + (size_t)3 * channels * thread);
     }
   }
-#define TELL(from, bunch)                                                                                       \
-  told_of(images, n.pixels, threads, sums + from, n.all, bunch->count * channels, bunch->eps, bunch->momentum, \
-          bunch->running_mean, bunch->running_var, mean + from, inv + from);
-  TELL(0, dense)
-  TELL(n.dense, point)
-#undef TELL
+  for (int k = 0; k < count; k++) {
+    const Bunch *bunch = k < dense->count ? dense : point;
+    int64_t at = (int64_t)(k < dense->count ? k : k - dense->count) * channels, place = (int64_t)k * channels;
+    told_of(images, n.pixels, threads, sums + size * k, channels, channels, bunch->eps, bunch->momentum,
+            bunch->running_mean + at, bunch->running_var + at, mean + place, inv + place);
+  }
   free(sums);
 }
 
@@ -171,9 +177,9 @@ static void ends_of(const Node *n, int uses, const Use *use, const T *y, const T
   int channels = n->channels, threads = n->threads;
   size_t size = (size_t)2 * channels * uses;
   double *sums = calloc(size * threads, sizeof(double));
-#define SOURCE(x, far)                                                                 \
-  const T *x = p->from >= 0 ? y + p->from : p->from == ITSELF ? h : pooled;            \
-  int64_t far = p->from >= 0 ? n->all : p->from == ITSELF ? step : channels;
+#define SOURCE(x, far)                                                                      \
+  const T *x = p->of >= 0 ? y + p->of * rows * channels : p->of == ITSELF ? h : pooled;    \
+  int64_t far = p->of == ITSELF ? step : channels;
 #define ROW_OF(r, j, w)                       \
   V slope = get(p->g + (r) * p->step + c, w); \
   total[j] += slope;                          \
@@ -186,7 +192,7 @@ static void ends_of(const Node *n, int uses, const Use *use, const T *y, const T
   CHUNKS(for (int k = 0; k < uses; k++) {
     const Use *p = use + k;
     SOURCE(x, far)
-    if (p->from >= 0 || p->of_gate) BLOCKS(WORK)
+    if (p->of >= 0 || p->of_gate) BLOCKS(WORK)
   })
 #undef ROW_OF
 #undef WORK
@@ -196,11 +202,11 @@ static void ends_of(const Node *n, int uses, const Use *use, const T *y, const T
     (void)far;
     double of_gate = 0;
     for (int c = 0; c < channels; c++) {
-      int place = k * channels + c, m = p->from + c;
+      int place = k * channels + c, m = p->of * channels + c;
       double total = whole(sums, size, threads, (size_t)2 * k * channels + c);
       double product = whole(sums, size, threads, (size_t)(2 * k + 1) * channels + c);
       own[place] = *p->gate;
-      if (p->from >= 0) {
+      if (p->of >= 0) {
         product = (product + (x[c] - mean[m]) * total) * inv[m];
         own[place] *= inv[m];
         normed(*p->gate * total, *p->gate * product, mean[m], inv[m], rows, all + place, along + place);
@@ -220,23 +226,24 @@ static void ends_of(const Node *n, int uses, const Use *use, const T *y, const T
 static void slopes_of(const Node *n, int uses, const Use *use, int64_t row, int64_t rows, const T *y, const A *own,
                       const A *along, const A *all, const Bay *bay) {
   int channels = n->channels;
+  int64_t each = n->images * n->pixels * channels;
 #define NUMBERS(of_what, w) get(of_what + k * channels + c, w)
 #define SUM_OF(r, j, w) put(to + (r) * channels + c, get(to + (r) * channels + c, w) + by * get(g + (r) * p->step + c, w), w);
 #define SLOPE_OF(r, j, w) \
-  put(slopes + (r) * n->all + c, by * get(g + (r) * p->step + c, w) + (on * get(of + (r) * n->all + c, w) + over), w);
+  put(slopes + (r) * n->all + c, by * get(g + (r) * p->step + c, w) + (on * get(x + (r) * channels + c, w) + over), w);
 #define SUMS(c, w)           \
   V by = NUMBERS(own, w);    \
   ROWS(SUM_OF, w)
 #define SLOPES(c, w)                                                               \
   V by = NUMBERS(own, w), on = NUMBERS(along, w), over = NUMBERS(all, w);          \
   ROWS(SLOPE_OF, w)
-  for (int64_t start = 0; start < rows; start += CHUNK) /* of all uses: what they read lies side by side */
+  for (int64_t start = 0; start < rows; start += CHUNK) /* of all uses: what they read stays near */
     for (int k = 0; k < uses; k++) {
       const Use *p = use + k;
-      const T *g = p->g + row * p->step, *of = y + row * n->all + p->from;
-      A *to = p->from == ITSELF ? bay->itself : bay->pooled, *slopes = bay->slopes + p->from;
+      const T *g = p->g + row * p->step, *x = y + p->of * each + row * channels;
+      A *to = p->of == ITSELF ? bay->itself : bay->pooled, *slopes = bay->given + p->of * channels;
       int64_t end = start + CHUNK < rows ? start + CHUNK : rows;
-      if (p->from < 0) BLOCKS(SUMS)
+      if (p->of < 0) BLOCKS(SUMS)
       else BLOCKS(SLOPES)
     }
 #undef NUMBERS
@@ -270,7 +277,7 @@ void node_back(int64_t images, int height, int width, int channels, const Bunch 
   if (n.point && dx) points_beside(n.point, channels, 1, point->kernels, v);
   int64_t wide = columns_of(channels);
   int windows = 0;
-  for (int k = 0; k < uses; k++) windows |= use[k].from == POOLED;
+  for (int k = 0; k < uses; k++) windows |= use[k].of == POOLED;
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Bay bay = bay_at(&n, own, thread);
@@ -287,16 +294,16 @@ void node_back(int64_t images, int height, int width, int channels, const Bunch 
       if (dense->dkernels || point->dkernels) risen(features, step, rows, channels, bay.rise);
       if (n.dense && dense->dkernels) {
         Grid grid = grid_of(count, height, width, 1, 4, channels, n.all);
-        kernels_summed(&grid, bay.desk, 0, grid.tiles, channels, n.dense, 3, bay.rise, bay.slopes);
+        kernels_summed(&grid, bay.desk, 0, grid.tiles, channels, n.dense, 3, bay.rise, bay.given);
       }
       if (n.point && point->dkernels)
-        outers(bay.slopes + n.dense, n.all, bay.rise, channels, bay.points, n.point, wide, rows);
+        outers(bay.given + n.dense, n.all, bay.rise, channels, bay.points, n.point, wide, rows);
       if (!dx) continue;
       if (n.dense) {
         Grid grid = grid_of(count, height, width, 1, 4, n.all, channels);
-        outputs_of(&grid, turned, 0, grid.tiles, n.dense, channels, 3, bay.slopes, u, bay.back);
+        outputs_of(&grid, turned, 0, grid.tiles, n.dense, channels, 3, bay.given, u, bay.back);
       }
-      if (n.point) products(bay.slopes + n.dense, n.all, v, bay.back_of_points, wide, n.point, wide, rows);
+      if (n.point) products(bay.given + n.dense, n.all, v, bay.back_of_points, wide, n.point, wide, rows);
       if (windows) box(count, height, width, channels, 1, 1, bay.pooled, bay.box);
       T *to = dx + b * n.pixels * channels;
 #define WORK(c, w)                                                                      \

@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 
 from bayesarch.nets.kernels.arguments import in_rows, pointer, room, step, threads
 from bayesarch.nets.kernels.build import kernel, library
-from bayesarch.nets.kernels.images import box_mean
 from bayesarch.nets.kernels.rows import Moments, Norm, Part, check_running
 
 __all__ = ["Bunch", "Leaving", "leaving_fits", "leaving_parts"]
@@ -123,16 +122,15 @@ class _Leaving(torch.autograd.Function):
         ctx: Any, h: Tensor, gates: Tensor, leaving: Leaving, moments: Moments, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         batch, width, *size = h.shape
-        y = torch.empty(batch, width * len(weights), *size, dtype=h.dtype, memory_format=torch.channels_last)
+        y = torch.empty(len(weights), batch, *size, width, dtype=h.dtype)
         kernels = [_side_by_side(bunch) for bunch in leaving.bunches]
         bunches = [_moving(bunch, mine, h) for bunch, mine in zip(leaving.bunches, kernels, strict=True)]
-        if weights:
-            kernel("node", h.dtype)(*_given(h, bunches), pointer(y), *map(pointer, moments))
-        pooled = box_mean(h) if leaving.pooled else None
+        pooled = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if leaving.pooled else None
+        kernel("node", h.dtype)(*_given(h, bunches), pointer(y), *map(pointer, moments), pointer(pooled))
         ctx.leaving, ctx.moments = leaving, moments
         ctx.save_for_backward(h, gates, y, pooled if ctx.needs_input_grad[1] else None, *kernels)
         # detached: each is a tensor of its own on shared memory
-        made = [y[:, k * width : (k + 1) * width].detach() for k in range(len(weights))]
+        made = [mine.permute(0, 3, 1, 2).detach() for mine in y.unbind()]
         made += [pooled.detach() for _ in leaving.pooled if pooled is not None]
         return (*made, *[h.detach() for _ in leaving.itself])
 
@@ -140,7 +138,7 @@ class _Leaving(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
         h, gates, y, pooled, *kernels = ctx.saved_tensors
-        leaving, count, mine = ctx.leaving, y.shape[1] // h.shape[1], [in_rows(slope) for slope in slopes]
+        leaving, count, mine = ctx.leaving, len(y), [in_rows(slope) for slope in slopes]
         of_h, of_gates, _, _, *of_weights = ctx.needs_input_grad
         dx = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if of_h else None
         dgates = torch.zeros_like(gates) if of_gates else None
@@ -149,7 +147,7 @@ class _Leaving(torch.autograd.Function):
             _Bunch(len(k), k.data_ptr(), dkernels=None if dk is None else dk.data_ptr())
             for k, dk in zip(kernels, dkernels, strict=True)
         ]
-        sources = [*range(0, y.shape[1], h.shape[1]), *[POOLED] * len(leaving.pooled), *[ITSELF] * len(leaving.itself)]
+        sources = [*range(count), *[POOLED] * len(leaving.pooled), *[ITSELF] * len(leaving.itself)]
         uses = [
             _Use(source, slope.data_ptr(), step(slope), _at(gates, column), _at(dgates, column))
             for source, slope, column in zip(sources, mine, leaving.columns, strict=True)
