@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from bayesarch.config import Config
 from bayesarch.nets import Supernet, cells
 from bayesarch.nets.cells import MixedCell
-from bayesarch.nets.kernels import Bunch, Leaving, Norm, leaving_fits, leaving_parts, sum_of
+from bayesarch.nets.kernels import Bunch, Norm, Outgoing, build, outgoing_fits, outgoing_parts, sum_of
+from bayesarch.nets.kernels import node as kernel_node
 from bayesarch.spaces import SPACES, Choice, Space
 from helpers import images, needs_cc, on_threads
 
@@ -38,17 +39,17 @@ class Case:
         """Gates in another order than options, the first of them nobody's."""
         return [*range(sum(self.counts), 0, -1)]
 
-    def leaving(self):
+    def outgoing(self):
         columns, bunches, at = self.columns, [], 0
         for count, running in zip(self.counts[:2], self.running, strict=True):
             norm = Norm(*running, 0.1, 1e-5) if count else None
             bunches.append(Bunch(self.weights[at : at + count], columns[at : at + count], norm))
             at += count
         pooled = self.counts[2]
-        return Leaving(*bunches, columns[at : at + pooled], columns[at + pooled :])
+        return Outgoing(*bunches, columns[at : at + pooled], columns[at + pooled :])
 
     def ours(self):
-        return [sum_of([part]) for part in leaving_parts(self.h, self.gates, self.leaving())]
+        return [sum_of([part]) for part in outgoing_parts(self.h, self.gates, self.outgoing())]
 
     def naive(self):
         """The same by torch, one option after another."""
@@ -100,7 +101,7 @@ def test_so_they_are_at_odd_sizes(shape):
         agree(shape, ALL)
 
 
-@pytest.mark.parametrize("shape", [(7, 8, 16, 16), (13, 16, 12, 12)])
+@pytest.mark.parametrize("shape", [(19, 8, 16, 16), (17, 16, 12, 12), (1, 4, 92, 92)])
 def test_threads_share_the_images(shape):
     for threads in (2, 3):
         with on_threads(threads):
@@ -147,21 +148,35 @@ def test_what_is_no_number_is_seen():
 @pytest.mark.parametrize("of_h", [True, False])
 @pytest.mark.parametrize("of_gates", [True, False])
 @pytest.mark.parametrize("of_weights", [True, False])
-def test_gradients_that_nobody_wants_are_not_computed(of_h, of_gates, of_weights):
+def test_gradients_that_nobody_wants_are_not_computed(of_h, of_gates, of_weights, monkeypatch):
     if not (of_h or of_gates or of_weights):
         return
-    case, naive = Case((3, 8, 6, 6), ALL), Case((3, 8, 6, 6), ALL)
-    for one in (case, naive):
-        one.h.requires_grad_(of_h)
-        one.gates.requires_grad_(of_gates)
-        for weight in one.weights:
-            weight.requires_grad_(of_weights)
+    asked = []
+
+    def watched(name, dtype):
+        def run(*given):
+            *_, dense, point, _, _, _, _, _, _, _, _, uses, _, dx = given if name == "node_back" else [None] * 17
+            if dx is not None:
+                asked.append((dx.value, {use.of_gate for use in uses}, dense._obj.dkernels, point._obj.dkernels))
+            build.kernel(name, dtype)(*given)
+
+        return run
+
+    monkeypatch.setattr(kernel_node, "kernel", watched)
     found = []
-    for one, way in ((case, case.ours), (naive, naive.naive)):
-        asked = [t for t in (one.h, one.gates, *one.weights) if t.requires_grad]
-        found.append(torch.autograd.grad(one.loss(way()), asked))
+    for way in ("ours", "naive"):
+        case = Case((3, 8, 6, 6), ALL)
+        case.h.requires_grad_(of_h)
+        case.gates.requires_grad_(of_gates)
+        for weight in case.weights:
+            weight.requires_grad_(of_weights)
+        wanted = [t for t in (case.h, case.gates, *case.weights) if t.requires_grad]
+        found.append(torch.autograd.grad(case.loss(getattr(case, way)()), wanted))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    ((dx, gates, dense, point),) = asked
+    assert (dx is not None, dense is not None, point is not None) == (of_h, of_weights, of_weights)
+    assert (gates != {None}) == of_gates
 
 
 def test_kept_are_features_and_what_convolutions_give():
@@ -169,7 +184,7 @@ def test_kept_are_features_and_what_convolutions_give():
     for moving in (True, False):
         case = Case((3, 8, 6, 6), ALL)
         case.gates.requires_grad_(moving)
-        h, _, outputs, pooled, *kernels = leaving_parts(case.h, case.gates, case.leaving())[
+        h, _, outputs, pooled, *kernels = outgoing_parts(case.h, case.gates, case.outgoing())[
             0
         ].stands.grad_fn.saved_tensors
         assert h.data_ptr() == case.h.data_ptr()
@@ -212,11 +227,11 @@ def test_running_moments_that_a_kernel_cannot_write_to_are_refused():
 
 
 def test_what_it_fits():
-    assert leaving_fits(torch.rand(1, 2, 3, 3))
-    assert leaving_fits(torch.rand(1, 2, 3, 3).double())
-    assert not leaving_fits(torch.rand(1, 2, 3, 3).bfloat16())
+    assert outgoing_fits(torch.rand(1, 2, 3, 3))
+    assert outgoing_fits(torch.rand(1, 2, 3, 3).double())
+    assert not outgoing_fits(torch.rand(1, 2, 3, 3).bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not leaving_fits(torch.rand(1, 2, 3, 3))
+        assert not outgoing_fits(torch.rand(1, 2, 3, 3))
 
 
 def cell_of(options):
@@ -236,7 +251,7 @@ def cell_of(options):
 )
 def test_a_cell_of_other_operations_goes_its_own_way(options, at_once, monkeypatch):
     cell, called = cell_of(options).double(), []
-    monkeypatch.setattr(cells, "leaving_parts", lambda *words: called.append(1) or leaving_parts(*words))
+    monkeypatch.setattr(cells, "outgoing_parts", lambda *words: called.append(1) or outgoing_parts(*words))
     h, gates = images(3, 4, 6, 6), torch.rand(1, len(options), dtype=torch.float64)
     made = cell.parting("a", h, gates, None)
     assert bool(called) == at_once
@@ -267,7 +282,7 @@ def test_options_that_are_not_computed_keep_their_moments():
 
 def test_a_fused_supernet_takes_it(monkeypatch, generator):
     called = []
-    monkeypatch.setattr(cells, "leaving_parts", lambda *words: called.append(1) or leaving_parts(*words))
+    monkeypatch.setattr(cells, "outgoing_parts", lambda *words: called.append(1) or outgoing_parts(*words))
     net = Supernet(
         SPACES["nb201"], input_shape=(3, 8, 8), classes=4, sizes={"channels": 4, "cells": 1}, generator=generator
     )

@@ -17,7 +17,7 @@ from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Bunch, Leaving, Part, box_mean, fan, leaving_fits, leaving_parts, parts_of
+from bayesarch.nets.kernels import Bunch, Outgoing, Part, box_mean, fan, outgoing_fits, outgoing_parts, parts_of
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, gates_of, mixed, total
 from bayesarch.nets.regions import Region, as_they_are
@@ -238,7 +238,7 @@ class MixedCell(nn.Module):
     def parting(self, node: str, h: Tensor, gates: Tensor, active: frozenset[int] | None) -> list[tuple[str, Part]]:
         """Return the same as parts of sums; arguments as of `leaving`, gates of shape (1, G)."""
         leaves = self.leaves[node]
-        if leaves.at_once and leaving_fits(h):
+        if leaves.at_once and outgoing_fits(h):
             return self._parting_at_once(leaves, h, gates, active)
         parts: list[tuple[str, Part]] = []
         users: dict[Callable[[Tensor], Tensor], list[tuple[int, str]]] = {}
@@ -267,10 +267,10 @@ class MixedCell(nn.Module):
         stacks = {stack.padding: stack for key in leaves.stacks if isinstance(stack := self.stacks[key], ConvStack)}
         bunches = {padding: stack.bunch(active) for padding, stack in stacks.items()}
         (dense, first), (point, second) = (bunches.get(padding, (Bunch(), [])) for padding in ((1, 1), (0, 0)))
-        leaving = Leaving(dense, point, [g for g, _ in pooled], [g for g, _ in itself])
-        if not leaving.columns:
+        outgoing = Outgoing(dense, point, [g for g, _ in pooled], [g for g, _ in itself])
+        if not outgoing.columns:
             return []
-        parts = leaving_parts(h, gates, leaving)
+        parts = outgoing_parts(h, gates, outgoing)
         for padding, stack in stacks.items():
             stack.told(bunches[padding][0])
         return list(zip([*first, *second, *(target for _, target in (*pooled, *itself))], parts, strict=True))

@@ -3,7 +3,7 @@
 from bayesarch.nets.kernels.build import library
 from bayesarch.nets.kernels.grouped import grouped_conv
 from bayesarch.nets.kernels.images import box_mean, window_max
-from bayesarch.nets.kernels.node import Bunch, Leaving, leaving_fits, leaving_parts
+from bayesarch.nets.kernels.node import Bunch, Outgoing, outgoing_fits, outgoing_parts
 from bayesarch.nets.kernels.rows import (
     Moments,
     Norm,
@@ -22,9 +22,9 @@ __all__ = [
     "SIDES",
     "Bunch",
     "Chain",
-    "Leaving",
     "Moments",
     "Norm",
+    "Outgoing",
     "Pair",
     "Part",
     "Rise",
@@ -33,11 +33,11 @@ __all__ = [
     "filtered_conv",
     "fits",
     "grouped_conv",
-    "leaving_fits",
-    "leaving_parts",
     "library",
     "moments_of",
     "norm_relu",
+    "outgoing_fits",
+    "outgoing_parts",
     "parts_of",
     "pays",
     "separable_parts",

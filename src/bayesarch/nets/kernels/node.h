@@ -53,7 +53,7 @@ static int64_t lay_bay(const Node *n, A *own, Bay *bay) {
 #define LAID(name, count) \
   if (own) bay->name = own + at; \
   at += (count);
-  LAID(rise, rows * n->channels + COLUMNS) /* products read whole blocks of the last row too */
+  LAID(rise, rows * n->channels) /* what is read beyond the last row, to fill a block, goes nowhere */
   LAID(given, rows * n->all)
   LAID(back, rows * n->channels)
   LAID(back_of_points, rows * wide)
@@ -240,7 +240,7 @@ static void slopes_of(const Node *n, int uses, const Use *use, int64_t row, int6
   for (int64_t start = 0; start < rows; start += CHUNK) /* of all uses: what they read stays near */
     for (int k = 0; k < uses; k++) {
       const Use *p = use + k;
-      const T *g = p->g + row * p->step, *x = y + p->of * each + row * channels;
+      const T *g = p->g + row * p->step, *x = p->of < 0 ? 0 : y + p->of * each + row * channels;
       A *to = p->of == ITSELF ? bay->itself : bay->pooled, *slopes = bay->given + p->of * channels;
       int64_t end = start + CHUNK < rows ? start + CHUNK : rows;
       if (p->of < 0) BLOCKS(SUMS)

@@ -18,7 +18,7 @@ from bayesarch.nets.kernels.arguments import in_rows, pointer, room, step, threa
 from bayesarch.nets.kernels.build import kernel, library
 from bayesarch.nets.kernels.rows import Moments, Norm, Part, check_running
 
-__all__ = ["Bunch", "Leaving", "leaving_fits", "leaving_parts"]
+__all__ = ["Bunch", "Outgoing", "outgoing_fits", "outgoing_parts"]
 
 ITSELF, POOLED = -1, -2
 """What is no convolution, as `node.h` has it."""
@@ -38,7 +38,7 @@ class Bunch(NamedTuple):
     norm: Norm | None = None
 
 
-class Leaving(NamedTuple):
+class Outgoing(NamedTuple):
     """What leaves a node.
 
     Attributes:
@@ -64,30 +64,30 @@ class Leaving(NamedTuple):
         return [*self.dense.columns, *self.point.columns, *self.pooled, *self.itself]
 
 
-def leaving_fits(h: Tensor) -> bool:
+def outgoing_fits(h: Tensor) -> bool:
     """Return whether there is such a function of features `h` on a CPU: not in 16 bits."""
     return h.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
-def leaving_parts(h: Tensor, gates: Tensor, leaving: Leaving) -> list[Part]:
-    """Return what leaves a node, in the order of `leaving.columns`; `sum_of` alone can read it.
+def outgoing_parts(h: Tensor, gates: Tensor, outgoing: Outgoing) -> list[Part]:
+    """Return what leaves a node, in the order of `outgoing.columns`; `sum_of` alone can read it.
 
     A second derivative is refused.
 
     Args:
-        h: features of the node, shape (B, C, H, W), which `leaving_fits`.
+        h: features of the node, shape (B, C, H, W), which `outgoing_fits`.
         gates: shape (1, G).
-        leaving: at least one option.
+        outgoing: at least one option.
 
     Raises:
         ValueError: if running moments are not what a kernel writes to.
     """
-    width, weights = h.shape[1], [weight for bunch in leaving.bunches for weight in bunch.weights]
+    width, weights = h.shape[1], [weight for bunch in outgoing.bunches for weight in bunch.weights]
     moments = Moments(*torch.empty(2, len(weights), width, dtype=torch.float64))
-    stand: tuple[Tensor, ...] = _Leaving.apply(in_rows(h), gates.contiguous(), leaving, moments, *weights)
+    stand: tuple[Tensor, ...] = _Outgoing.apply(in_rows(h), gates.contiguous(), outgoing, moments, *weights)
     normed = [Moments(mean, inv) for mean, inv in zip(*moments, strict=True)]
     of_parts = [*normed, *[None] * (len(stand) - len(normed))]
-    return [Part(*mine) for mine in zip(stand, [gates] * len(stand), leaving.columns, of_parts, strict=True)]
+    return [Part(*mine) for mine in zip(stand, [gates] * len(stand), outgoing.columns, of_parts, strict=True)]
 
 
 class _Bunch(ctypes.Structure):
@@ -114,31 +114,31 @@ class _Use(ctypes.Structure):
     ]
 
 
-class _Leaving(torch.autograd.Function):
+class _Outgoing(torch.autograd.Function):
     """From features, gates and kernels to what leaves a node; back from the gradients of the sums behind it."""
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, gates: Tensor, leaving: Leaving, moments: Moments, *weights: Tensor
+        ctx: Any, h: Tensor, gates: Tensor, outgoing: Outgoing, moments: Moments, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         batch, width, *size = h.shape
         y = torch.empty(len(weights), batch, *size, width, dtype=h.dtype)
-        kernels = [_side_by_side(bunch) for bunch in leaving.bunches]
-        bunches = [_moving(bunch, mine, h) for bunch, mine in zip(leaving.bunches, kernels, strict=True)]
-        pooled = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if leaving.pooled else None
+        kernels = [_side_by_side(bunch) for bunch in outgoing.bunches]
+        bunches = [_moving(bunch, mine, h) for bunch, mine in zip(outgoing.bunches, kernels, strict=True)]
+        pooled = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if outgoing.pooled else None
         kernel("node", h.dtype)(*_given(h, bunches), pointer(y), *map(pointer, moments), pointer(pooled))
-        ctx.leaving, ctx.moments = leaving, moments
+        ctx.outgoing, ctx.moments = outgoing, moments
         ctx.save_for_backward(h, gates, y, pooled if ctx.needs_input_grad[1] else None, *kernels)
         # detached: each is a tensor of its own on shared memory
         made = [mine.permute(0, 3, 1, 2).detach() for mine in y.unbind()]
-        made += [pooled.detach() for _ in leaving.pooled if pooled is not None]
-        return (*made, *[h.detach() for _ in leaving.itself])
+        made += [pooled.detach() for _ in outgoing.pooled if pooled is not None]
+        return (*made, *[h.detach() for _ in outgoing.itself])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
         h, gates, y, pooled, *kernels = ctx.saved_tensors
-        leaving, count, mine = ctx.leaving, len(y), [in_rows(slope) for slope in slopes]
+        outgoing, count, mine = ctx.outgoing, len(y), [in_rows(slope) for slope in slopes]
         of_h, of_gates, _, _, *of_weights = ctx.needs_input_grad
         dx = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if of_h else None
         dgates = torch.zeros_like(gates) if of_gates else None
@@ -147,10 +147,10 @@ class _Leaving(torch.autograd.Function):
             _Bunch(len(k), k.data_ptr(), dkernels=None if dk is None else dk.data_ptr())
             for k, dk in zip(kernels, dkernels, strict=True)
         ]
-        sources = [*range(count), *[POOLED] * len(leaving.pooled), *[ITSELF] * len(leaving.itself)]
+        sources = [*range(count), *[POOLED] * len(outgoing.pooled), *[ITSELF] * len(outgoing.itself)]
         uses = [
             _Use(source, slope.data_ptr(), step(slope), _at(gates, column), _at(dgates, column))
-            for source, slope, column in zip(sources, mine, leaving.columns, strict=True)
+            for source, slope, column in zip(sources, mine, outgoing.columns, strict=True)
         ]
         made = (pointer(y), *map(pointer, ctx.moments), len(uses), (_Use * len(uses))(*uses))
         kernel("node_back", h.dtype)(*_given(h, bunches), *made, pointer(pooled), pointer(dx))
