@@ -25,7 +25,7 @@ SOURCE = "rows.c"
 """What is compiled; it includes the headers beside it."""
 FLAGS = "-O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 OF_TYPE = {torch.float64: ["-fno-gcse"]}
-"""More flags for a type: in float64, which is to be right and not to be fast, this saves a third of the compiling."""
+"""More flags for a type: in float64, which is to be right and not to be fast, this saves much of the compiling."""
 WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fopenmp", "-march=native", "")
 """What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""
 
