@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayesarch.functional import seeded
-from bayesarch.nets.depthwise import depthwise, is_depthwise
+from bayesarch.nets.depthwise import depthwise, is_depthwise, kernel_gradient
 
 
 def conv_of(channels, kernel, dilation, generator):
@@ -17,7 +17,16 @@ def conv_of(channels, kernel, dilation, generator):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
     ("kernel", "dilation", "side"),
-    [(3, 1, (8, 8)), (5, 1, (7, 6)), (3, 2, (8, 6)), (5, 2, (8, 8)), (3, 2, (7, 9)), (3, 3, (6, 9))],
+    [
+        (3, 1, (8, 8)),
+        (5, 1, (7, 6)),
+        (3, 2, (8, 6)),
+        (5, 2, (8, 8)),
+        (5, 2, (10, 12)),
+        (5, 2, (4, 12)),
+        (3, 2, (7, 9)),
+        (3, 3, (6, 9)),
+    ],
 )
 def test_values_and_gradients_are_torchs(kernel, dilation, side, layout, generator):
     conv = conv_of(4, kernel, dilation, generator)
@@ -54,6 +63,31 @@ def test_second_derivatives(generator):
 
     assert torch.autograd.gradcheck(call, (x, net.conv.weight))
     assert torch.autograd.gradgradcheck(call, (x, net.conv.weight))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "side", "seen"),
+    [
+        (5, 2, (8, 8), (12, 12)),
+        (5, 2, (10, 8), (14, 12)),
+        (5, 2, (10, 10), (5, 5)),
+        (3, 3, (9, 9), (3, 3)),
+        (3, 3, (9, 6), (12, 9)),
+    ],
+)
+def test_images_that_are_smaller_than_the_kernel_lie_beside_one_another(kernel, dilation, side, seen, monkeypatch):
+    """The library takes some ten times as long where they lie one behind the other."""
+    shapes = []
+    library = torch.ops.aten.convolution_backward
+
+    def watched(gradient, x, *rest):
+        shapes.append((gradient.shape[2:], x.shape[2:]))
+        return library(gradient, x, *rest)
+
+    monkeypatch.setattr("torch.ops.aten.convolution_backward", watched)
+    x = torch.ones(2, 4, *side)
+    kernel_gradient(x, x, torch.ones(4, 1, kernel, kernel), dilation)
+    assert shapes == [(torch.Size(seen), torch.Size(seen))]
 
 
 def test_what_it_does_not_compute():

@@ -86,10 +86,15 @@ def test_a_second_derivative_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("space", "kind", "option"), [("darts", "normal", "sep_conv_3x3"), ("bayesnas-cell", "normal", "sep3")]
+    ("space", "kind", "option", "made"),
+    [
+        ("darts", "normal", "sep_conv_3x3", 0),
+        ("bayesnas-cell", "normal", "sep3", 0),
+        ("bayesnas-cell", "normal", "dil3", 1),
+    ],
 )
-def test_norms_of_an_option_are_told_of_a_batch(space, kind, option, monkeypatch, generator):
-    """The first may be shared by its node, and goes through it; those between convolutions are part of these."""
+def test_norms_of_an_option_are_told_of_a_batch(space, kind, option, made, monkeypatch, generator):
+    """What the first gives is made for dense convolutions alone; all else is part of separable ones."""
     found = SPACES[space]
     position, choice = next((p, c) for p, c in enumerate(found.choices) if c.cell == kind and option in c.options)
     column = found.columns(position)[choice.options.index(option)]
@@ -102,11 +107,11 @@ def test_norms_of_an_option_are_told_of_a_batch(space, kind, option, monkeypatch
     ((target, part),) = options.parting(choice.source, h, gates, None)
     assert target == choice.target
     norms = [m for m in options.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert len(seen) == (0 if space == "darts" else 1)
+    assert len(seen) == made
     if space == "bayesnas-cell":
         torch.testing.assert_close(norms[0].running_mean, 0.1 * h.mean((0, 2, 3)))
         torch.testing.assert_close(norms[0].running_var, 0.9 + 0.1 * h.var((0, 2, 3)))
-    assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1]
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1] * (2 - made)
     twin = Options(found, kind, 4, [column], stride_of=lambda node: 1, affine=False, norm_free=True)
     twin.load_state_dict({k: v for k, v in options.state_dict().items() if "running" not in k}, strict=False)
     torch.testing.assert_close(

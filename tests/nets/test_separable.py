@@ -303,6 +303,36 @@ def test_the_input_and_what_pairs_give_is_all_that_is_kept():
     assert {part.stands.data_ptr() for part in parts} < {t.data_ptr() for t in kept}
 
 
+@pytest.mark.parametrize(("kind", "outs"), [("norms first", 1), ("1 x 1 alone", 4)])
+def test_what_a_chain_without_a_norm_at_its_end_gives_is_not_kept(kind, outs):
+    """But for a 1 x 1 convolution alone, which may lie where its input does."""
+    x, gates = images(2, 3, 5, 5).requires_grad_(), torch.rand(1, 4).double().requires_grad_()
+    chains, _ = made(kind, 3, 4)
+    parts = separable_parts(x, gates, chains)
+    pairs = sum(len(chain.pairs) for chain in chains)
+    kept = [t.data_ptr() for t in parts[0].stands.grad_fn.saved_tensors[-pairs:]]
+    assert sum(address != 0 for address in kept) == outs
+    for part, chain in zip(parts, chains, strict=True):
+        last = chain.pairs[-1]
+        assert (part.stands.data_ptr() in kept) == (last.norm is not None or last.depth is None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_of_zero_have_gradients(kind):
+    """Those of the weights behind them are zero, and of the input what other gates let through."""
+    found = []
+    for way in (ours, naive):
+        chains, weights = made(kind, 5, 7)
+        x, gates = images(3, 5, 6, 4).requires_grad_(), torch.zeros(1, len(chains)).double()
+        gates[0, -1] = 0.5 * (len(chains) > 1)
+        out = way(x, gates.requires_grad_(), chains)
+        slopes = torch.autograd.grad(out, [x, gates, *weights], images(*out.shape, seed=9), allow_unused=True)
+        found.append([torch.zeros(()) if slope is None else slope for slope in slopes])
+        assert float(found[-1][1].abs().min()) > 0.01
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
 def test_a_second_derivative_is_refused():
     x, gates = images(2, 3, 5, 5).requires_grad_(), torch.ones(1, 1).double()
     (slope,) = torch.autograd.grad(ours(x, gates, made("one", 3, 4)[0]).square().sum(), x, create_graph=True)
@@ -353,7 +383,7 @@ def test_all_that_leave_a_node_go_together(space, kind, stride, monkeypatch):
     calls = []
     monkeypatch.setattr(
         "bayesarch.nets.by_kernels.separable_parts",
-        lambda x, gates, chains: calls.append(len(chains)) or separable_parts(x, gates, chains),
+        lambda x, gates, chains, rise: calls.append(len(chains)) or separable_parts(x, gates, chains, rise),
     )
     found = SPACES[space]
     columns = range(found.n_options)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesarch.nets.dense import fused_dense, is_dense
-from bayesarch.nets.depthwise import depthwise, is_depthwise, keeps_size
+from bayesarch.nets.depthwise import depthwise, is_depthwise, is_point
 from bayesarch.nets.kernels import (
     SIDES,
     Chain,
@@ -23,6 +23,7 @@ from bayesarch.nets.kernels import (
     window_max,
 )
 from bayesarch.nets.operations import Free, Halving
+from bayesarch.nets.straight import Straight, kernels_of
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 
 __all__ = ["adapted", "by_kernels", "chain_of", "chained", "is_bare_norm", "usual"]
@@ -71,9 +72,21 @@ def chain_of(layers: Sequence[nn.Module], column: int) -> Chain | None:
     return Chain(tuple(pairs), column)
 
 
-def chained(x: Tensor, gates: Tensor, chains: Sequence[Chain]) -> list[Part]:
-    """Return what chains bring to nodes, in the type that convolutions have here; arguments as of `separable_parts`."""
-    return separable_parts(_as_convolved(x), gates, chains)
+def chained(
+    x: Tensor, gates: Tensor, chains: Sequence[Chain], *, risen: bool = False, norm: Norm | None = None
+) -> list[Part]:
+    """Return what chains bring to nodes, in the type that convolutions have here.
+
+    Args:
+        x: what all of them take, shape (B, C, H, W), on a CPU.
+        gates: shape (1, G).
+        chains: at least one.
+        risen: whether they take the positive part of x.
+        norm: what x is normalised by before that, told of a batch here; None: by nothing.
+    """
+    x = _as_convolved(x)
+    rise = Rise(None if norm is None else moments_of(x, norm)) if risen else None
+    return separable_parts(x, gates, chains, rise)
 
 
 def _as_convolved(x: Tensor) -> Tensor:
@@ -95,7 +108,7 @@ def adapted(layers: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tensor | N
     if kinds != ([nn.BatchNorm2d, nn.ReLU, nn.Conv2d] if norm_first else [nn.ReLU, nn.Conv2d, nn.BatchNorm2d]):
         return None
     norm, conv = (rest[0], rest[2]) if norm_first else (rest[2], rest[1])
-    if not _is_point(conv) or not _is_taken([norm]):
+    if not is_point(conv) or not _is_taken([norm]):
         return None
     for layer in halving:
         x = usual(layer, x)
@@ -111,20 +124,18 @@ def _is_separable(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Conv2d]]
     if len(layers) < 2 or not is_depthwise(layers[0], strides=(1, 2)):
         return False
     (depth, point), side = layers, layers[0].kernel_size[0]
-    return bool(side in SIDES and depth.kernel_size == (side, side) and _is_point(point))
-
-
-def _is_point(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether a layer is a 1 x 1 convolution of all channels."""
-    return keeps_size(layer) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return bool(side in SIDES and depth.kernel_size == (side, side) and is_point(point))
 
 
 def _of_one(layer: nn.Module, x: Tensor) -> Tensor:
-    if is_dense(layer) and layer.stride == (1, 1):
-        return fused_dense(x, layer.weight, layer.dilation[0])
-    if sees_every_other(layer):
-        x = thinned(x, layer.dilation[0])
-        return fused_dense(x, layer.weight) if is_dense(layer) else convolved(x, layer)
+    if isinstance(layer, Straight) and not layer.pays(x):
+        return _of_one(layer.second, _of_one(layer.first, x))
+    conv = layer.first if isinstance(layer, Straight) else layer
+    if is_dense(conv) and conv.stride == (1, 1):
+        return fused_dense(x, kernels_of(layer), conv.dilation[0])
+    if sees_every_other(conv):
+        x = thinned(x, conv.dilation[0])
+        return fused_dense(x, kernels_of(layer)) if is_dense(conv) else convolved(x, conv, kernels_of(layer))
     if isinstance(layer, Free) and layer.kernel is not None:
         return layer.kernel(x)
     stride = _window_stride(layer)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["depthwise", "is_depthwise", "keeps_size"]
+__all__ = ["depthwise", "is_depthwise", "is_point", "keeps_size"]
 
 
 def is_depthwise(module: nn.Module, *, strides: tuple[int, ...] = (1,)) -> TypeGuard[nn.Conv2d]:
@@ -39,6 +39,11 @@ def keeps_size(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and module.padding == tuple(module.dilation[0] * (side - 1) // 2 for side in module.kernel_size)
         and all(side % 2 == 1 for side in module.kernel_size)
     )
+
+
+def is_point(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module is a 1 x 1 convolution of all channels and pixels, without bias."""
+    return keeps_size(module) and module.kernel_size == module.stride == (1, 1) and module.groups == 1
 
 
 def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -75,7 +80,11 @@ def kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor, dilation: int) 
         dilation: d.
     """
     if dilation > 1 and all(side % dilation == 0 for side in x.shape[2:]):
-        x, gradient, dilation = _interleaved(x, dilation), _interleaved(gradient, dilation), 1
+        # the library is slow with kernels that are larger than the image
+        small = min(x.shape[2:]) // dilation < max(weight.shape[2:])
+        gap = max(weight.shape[2:]) // 2
+        x, gradient = (_beside(t, dilation, gap) if small else _interleaved(t, dilation) for t in (x, gradient))
+        dilation = 1
     padding, groups = [dilation * (side - 1) // 2 for side in weight.shape[2:]], x.shape[1]
     found: Tensor = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [1, 1], padding, [dilation] * 2, False, [0, 0], groups, [False, True, False]
@@ -93,3 +102,11 @@ def _interleaved(x: Tensor, d: int) -> Tensor:
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(b, h // d, d, w // d, d, c)
     return pixels.permute(2, 4, 0, 1, 3, 5).reshape(d * d * b, h // d, w // d, c).permute(0, 3, 1, 2)
+
+
+def _beside(x: Tensor, d: int, gap: int) -> Tensor:
+    """Return the same side by side, zeros between: (B, C, H, W) -> (B, C, H + d gap, W + d gap), channels last."""
+    b, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(b, h // d, d, w // d, d, c).permute(0, 2, 1, 4, 3, 5)
+    apart = F.pad(pixels, (0, 0, 0, gap, 0, 0, 0, gap))
+    return apart.reshape(b, h + d * gap, w + d * gap, c).permute(0, 3, 1, 2)

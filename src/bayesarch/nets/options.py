@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from bayesarch.nets.by_kernels import adapted, by_kernels, chain_of, chained, is_bare_norm, usual
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Chain, Norm, fan, fits, moments_of, norm_relu, parts_of
+from bayesarch.nets.kernels import Chain, Norm, Part, fan, fits, moments_of, norm_relu, parts_of
 from bayesarch.nets.operations import operation_module
 from bayesarch.nets.pieces import Piece
+from bayesarch.nets.straight import Straight, kernels_of, straightened
 from bayesarch.nets.thinning import convolved, sees_every_other, thinned
 from bayesarch.spaces import Space
 
@@ -146,21 +147,24 @@ class Options(nn.Module):
         if self.gates_first:
             yield from self.leaving(node, h, gates, active)
             return
-        leaving = self._used(node, active)
-        begun = _BegunByKernels(h, [leaf.layers for leaf in leaving])
-        together: dict[int, list[tuple[str, Chain, Tensor]]] = {}
-        for _, whole, used in leaving:
-            layers, x = begun.left(whole)
-            chain = chain_of(layers, used[0][0]) if len(used) == 1 else None
-            if chain is not None:  # what lies at the same place is the same
-                together.setdefault(x.data_ptr(), []).append((used[0][1], chain, x))
-                continue
-            x, moments = by_kernels(layers, x)
+        together: dict[int, list[tuple[_Leaf, Chain]]] = {}
+        rest: list[_Leaf] = []
+        for leaf in self._used(node, active):
+            begun = _shared(leaf.layers)
+            chain = chain_of(leaf.layers[begun:], leaf.users[0][0]) if len(leaf.users) == 1 else None
+            if chain is None:
+                rest.append(leaf)
+            else:
+                together.setdefault(begun, []).append((leaf, chain))
+        beginning = _BegunByKernels(h, [leaf.layers for leaf in rest], len(together))
+        for _, layers, used in rest:
+            x, moments = by_kernels(*beginning.left(layers))
             (parts,) = parts_of(x, gates, [[g for g, _ in used]], moments)
             yield from zip([target for _, target in used], parts, strict=True)
-        for alike in together.values():
-            targets, chains, inputs = zip(*alike, strict=True)
-            yield from zip(targets, chained(inputs[0], gates, chains), strict=True)
+        for begun, alike in together.items():
+            leaves, chains = zip(*alike, strict=True)
+            parts = beginning.chained(begun, gates, leaves, chains)
+            yield from zip([leaf.users[0][1] for leaf in leaves], parts, strict=True)
 
     def hand_over(self, other: "Options") -> None:
         """Copy weights and norm statistics of the options that both have; the other's affine norms stay as they are."""
@@ -189,12 +193,13 @@ class _Begun:
 
     def left(self, layers: list[nn.Module]) -> tuple[list[nn.Module], Tensor]:
         """Return those of an option's layers that are left to do, and what they take."""
-        first, second = (*layers, None, None)[:2]
-        if isinstance(first, nn.ReLU):
-            return layers[1:], self.rectified()
-        if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
-            return layers[2:], self._of_norm(first)
-        return layers, self.plain()
+        begun = _shared(layers)
+        if begun == 2:
+            assert isinstance(layers[0], nn.BatchNorm2d)
+            x = self.normalised(self.of_batch(layers[0]))
+            self.tell(layers[0])
+            return layers[2:], x
+        return layers[begun:], self.rectified() if begun else self.plain()
 
     def plain(self) -> Tensor:
         """Return the features."""
@@ -215,8 +220,16 @@ class _Begun:
 
     def through(self, layers: list[nn.Module], x: Tensor) -> Tensor:
         """Return what layers give."""
-        for layer in layers:
-            x = convolved(self._thinned(x, layer), layer) if sees_every_other(layer) else usual(layer, x)
+        for before, layer in zip([None, *layers], layers, strict=False):
+            conv = layer.first if isinstance(layer, Straight) else layer
+            if isinstance(layer, Straight) and not layer.pays(x):
+                x = self.through([layer.first, layer.second], x)
+            elif isinstance(layer, nn.ReLU) and isinstance(before, nn.BatchNorm2d):
+                x = F.relu_(x)  # nobody else reads what that norm gave
+            elif sees_every_other(conv):
+                x = convolved(self._thinned(x, conv), conv, kernels_of(layer))
+            else:
+                x = usual(layer, x)
         return x
 
     def _thinned(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -228,20 +241,25 @@ class _Begun:
             self._seen[id(x), d] = thinned(x, d)
         return self._seen[id(x), d]
 
-    def _of_norm(self, norm: nn.BatchNorm2d) -> Tensor:
-        """Return the positive part of normalised features; this option's norm moves its own statistics."""
+    def of_batch(self, norm: nn.BatchNorm2d) -> Norm:
+        """Return a norm like an option's that comes to know the moments of the batch."""
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
         if self._batch is None:
             self._batch = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
         # at a momentum of 1 running statistics become those of the batch
-        out = self.normalised(Norm(*self._batch, 1.0, norm.eps))
+        return Norm(*self._batch, 1.0, norm.eps)
+
+    def tell(self, norm: nn.BatchNorm2d) -> None:
+        """Have an option's norm, which was left out, move its own statistics."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert self._batch is not None
         with torch.no_grad():
             norm.running_mean.lerp_(self._batch[0], norm.momentum or 0.0)
             norm.running_var.lerp_(self._batch[1], norm.momentum or 0.0)
             norm.num_batches_tracked.add_(1)
-        return out
 
 
 class _BegunByKernels(_Begun):
@@ -250,14 +268,24 @@ class _BegunByKernels(_Begun):
     Args:
         h: features of the node, shape (B, C, H, W).
         options: the layers of each option that will ask.
+        bunches: how many bunches of chains will ask.
     """
 
-    def __init__(self, h: Tensor, options: Sequence[list[nn.Module]]) -> None:
+    def __init__(self, h: Tensor, options: Sequence[list[nn.Module]], bunches: int) -> None:
         super().__init__(h)
         self.count = len(options)
-        risen = sum(isinstance(layers[0], nn.ReLU) for layers in options)
-        self._risen, self._plain = map(iter, fan(h, risen, self.count - risen))
+        risen = sum(_shared(layers) == 1 for layers in options)
+        self._risen, self._plain = map(iter, fan(h, risen, self.count - risen + bunches))
         self._normed: Iterator[Tensor] | None = None
+
+    def chained(self, begun: int, gates: Tensor, leaves: Sequence[_Leaf], chains: Sequence[Chain]) -> list[Part]:
+        """Return what chains bring that begin alike, with so many layers; what these give is never made."""
+        norms = [first for leaf in leaves if begun == 2 and isinstance(first := leaf.layers[0], nn.BatchNorm2d)]
+        norm = self.of_batch(norms[0]) if norms else None
+        parts = chained(self.plain(), gates, chains, risen=begun > 0, norm=norm)
+        for told in norms:
+            self.tell(told)
+        return parts
 
     def plain(self) -> Tensor:
         return next(self._plain)
@@ -287,7 +315,15 @@ def in_supernet(module: nn.Module, x: Tensor, gates: Tensor, *, fused: bool) -> 
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, nn.Sequential) else [module]
+    return straightened(list(module)) if isinstance(module, nn.Sequential) else [module]
+
+
+def _shared(layers: Sequence[nn.Module]) -> int:
+    """Return how many layers an option begins with that are the same for all: none, a ReLU, or a norm and a ReLU."""
+    first, second = (*layers, None, None)[:2]
+    if isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.ReLU) and first.training and not first.affine:
+        return 2
+    return int(isinstance(first, nn.ReLU))
 
 
 def _scaled(x: Tensor, norm: nn.BatchNorm2d, gate: Tensor) -> Tensor:

@@ -40,10 +40,16 @@ def by_torch_alone(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not any(map(is_functorch_wrapped_tensor, tensors))
 
 
-def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Return what a convolution that `sees_every_other` gives, from the pixels that it sees, `thinned`."""
+def convolved(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
+    """Return what a convolution that `sees_every_other` gives, from the pixels that it sees, `thinned`.
+
+    Args:
+        x: those pixels.
+        conv: the convolution.
+        weight: its kernels, or others in their place.
+    """
     padding = [side // conv.dilation[0] for side in conv.padding if isinstance(side, int)]
-    return F.conv2d(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+    return F.conv2d(x, weight, conv.bias, padding=padding, groups=conv.groups)
 
 
 class _Thinned(torch.autograd.Function):

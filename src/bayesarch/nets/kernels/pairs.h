@@ -61,7 +61,7 @@ void separable(int n, const Unit *units, int64_t images, int height, int width, 
   free(pairs);
 }
 
-/* For units whose outputs go to sums through gates: what their gradients are made of, and those of gates. */
+/* For units whose outputs were kept and go to sums through gates: what their gradients are made of, and those of gates. */
 static void ends(const Plan *p, Pair *pairs, int n) {
   int64_t rows = p->images * p->out_height * p->out_width;
   size_t size = (size_t)2 * p->widest, all = size * n;
@@ -80,13 +80,13 @@ static void ends(const Plan *p, Pair *pairs, int n) {
   CHUNKS(for (int k = 0; k < n; k++) {
     const Unit *u = pairs[k].unit;
     int channels = u->out;
-    if (u->gate && (u->mean || u->of_gate)) BLOCKS(WORK)
+    if (u->gate && u->y && (u->mean || u->of_gate)) BLOCKS(WORK)
   })
 #undef ROW_OF
 #undef WORK
   for (int k = 0; k < n; k++) {
     const Unit *u = pairs[k].unit;
-    for (int c = 0; c < u->out && u->gate; c++) {
+    for (int c = 0; c < u->out && u->gate && u->y; c++) {
       double total = whole(sums, all, threads, size * k + c), product = whole(sums, all, threads, size * k + p->widest + c);
       double from = get(u->y + c, 1)[0], inv = u->mean ? u->inv[c] : 1, mean = u->mean ? u->mean[c] : 0;
       product = (product + (from - mean) * total) * inv;
@@ -108,7 +108,7 @@ static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image,
     int lines = p->out_height - y < p->band ? p->out_height - y : p->band, count = lines * p->out_width;
     int64_t from = (int64_t)y * p->out_width, row = image * p->out_height * p->out_width + from;
     get_rows(u->g + row * u->step, u->step, u->out, count, d->out, room);
-    for (int o = 0; o < u->out && pair->own; o += BLOCK) {
+    for (int o = 0; o < u->out && pair->own && u->y; o += BLOCK) {
       V own = of(pair->own + o, BLOCK), all = of(pair->all + o, BLOCK), along = of(pair->along + o, BLOCK);
       V *to = d->out + o / BLOCK * room;
       if (!u->mean)
@@ -123,6 +123,23 @@ static void down(const Plan *p, const Pair *pair, const Bench *d, int64_t image,
                d->slope + c / BLOCK * apart + (int64_t)(y + i) * p->span + p->left, apart, more);
     if (u->dpoint) outer_points(p, u->out, d->out, room, d->between + from, count, d->point + pair->place);
   }
+}
+
+/* Whether the gradient goes through a gate only behind the 1 x 1 convolution, where an output was not kept. */
+static int is_late(const Unit *u) { return u->gate && !u->y; }
+
+/* Take the gradient of what lies between through the gate. Returns what the gate gets of it, by what lies between (null: that
+   is not wanted). */
+static OWN double through_gate(const Plan *p, const Pair *pair, const Bench *d, const V *between) {
+  A gate = *pair->unit->gate;
+  double sum = 0;
+  for (int64_t line = 0; line < (int64_t)p->columns / BLOCK * p->out_height; line++) {
+    V *slope = d->slope + line * p->span + p->left, total = {0};
+    for (int t = 0; t < p->out_width && between; t++) total += slope[t] * between[line * p->out_width + t];
+    for (int t = 0; t < p->out_width; t++) slope[t] *= gate;
+    for (int j = 0; j < BLOCK; j++) sum += total[j];
+  }
+  return sum;
 }
 
 /* Rows of the gradient of an image; with moments, of what is normalised, where that is positive, and sums of it and of it
@@ -157,9 +174,9 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
   size_t size = 2 * p.columns;
   for (int k = 0; k < n; k++) {
     size += (size_t)units[k].side * units[k].side * p.columns;
-    wanted |= units[k].dtaps || units[k].dpoint;
+    wanted |= units[k].dtaps || units[k].dpoint || (is_late(units + k) && units[k].of_gate);
   }
-  double *sums = calloc(size * threads, sizeof(double));
+  double *sums = calloc(size * threads, sizeof(double)), *of_gates = calloc((size_t)n * threads, sizeof(double));
   _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)")
   for (int thread = 0; thread < threads; thread++) {
     Bench d = bench_at(&p, first, thread);
@@ -167,13 +184,15 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
       double *mine = sums + size * thread + 2 * p.columns;
       if (mean || wanted) put_in(&p, &d, x + b * height * width * step, step);
       for (int k = 0; k < n; k++) {
-        for (int c = 0; c < in && units[k].dpoint; c += BLOCK) convolve(&p, pairs + k, &d, c);
+        const Unit *u = units + k;
+        for (int c = 0; c < in && (u->dpoint || (is_late(u) && u->of_gate)); c += BLOCK) convolve(&p, pairs + k, &d, c);
         down(&p, pairs + k, &d, b, p.bare && k > 0);
+        if (is_late(u)) of_gates[n * thread + k] += through_gate(&p, pairs + k, &d, u->of_gate ? d.between : 0);
         for (int c = 0; c < in; c += BLOCK) {
-          if (units[k].dtaps) tap_sums(&p, pairs + k, &d, c, mine);
+          if (u->dtaps) tap_sums(&p, pairs + k, &d, c, mine);
           if (dx) convolve_back(&p, pairs + k, &d, c, k > 0);
         }
-        mine += units[k].side * units[k].side * p.columns;
+        mine += u->side * u->side * p.columns;
       }
       if (dx) up(&p, &d, dx + b * height * width * in, sums + size * thread, !(mean && through));
     }
@@ -183,6 +202,8 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
   int64_t bench = lay(&p, 0, 0);
   for (int k = 0; k < n; k++) {
     int taps = units[k].side * units[k].side;
+    A behind = is_late(units + k) ? *units[k].gate : 1; /* outer products were taken before that gate */
+    if (units[k].of_gate) *units[k].of_gate += whole(of_gates, n, threads, k);
     for (int c = 0; c < in; c++) {
       for (int t = 0; t < taps && units[k].dtaps; t++) units[k].dtaps[c * taps + t] = whole(sums, size, threads, place + t * p.columns + c);
       for (int o = 0; o < units[k].out && units[k].dpoint; o++) {
@@ -191,13 +212,14 @@ void separable_back(int n, const Unit *units, int64_t images, int height, int wi
           const V *sums_of = first + p.head + (thread + 1) * bench - p.points + pairs[k].place;
           sum += ((const lone *)sums_of)[(int64_t)o * p.columns + c];
         }
-        units[k].dpoint[(int64_t)o * in + c] = sum;
+        units[k].dpoint[(int64_t)o * in + c] = behind * sum;
       }
     }
     place += (size_t)taps * p.columns;
   }
   if (dx && mean && through)
     fall(x, step, dx, in, p.scale, p.shift, images * height * width, in, threads, sums, size, p.columns, dx);
+  free(of_gates);
   free(sums);
   free(pairs);
 }

@@ -3,7 +3,8 @@
 A chain is one or two such pairs, with a norm and its positive part between them and perhaps a norm behind the last. All
 chains of a node take the same input. That is read once for all their first pairs, and on the way back one gradient of
 it is written; what lies between the two convolutions of a pair is never in memory. Kept for the way back are the input
-and what each pair gives, from which all else is computed again.
+and what each pair gives, from which all else is computed again. What a chain without a norm at its end gives is not
+kept: it is linear in what lies between, by which the gradient of its gate is found.
 """
 
 import ctypes
@@ -111,7 +112,10 @@ class _Unit(ctypes.Structure):
 
 
 class _Made(NamedTuple):
-    """A pair, what it gives and the moments of that, and its kernels in the type that is computed in."""
+    """A pair, what it gives and the moments of that, and its kernels in the type that is computed in.
+
+    What it gives is empty where it was not kept.
+    """
 
     pair: Pair
     out: Tensor
@@ -146,7 +150,8 @@ class _Chains(torch.autograd.Function):
             for before, one in pairwise(line):
                 _run("separable", before.out, before.moments, [one], [_moving(one)])
         ctx.chains, ctx.moments, ctx.rise = chains, moments, rise
-        ctx.save_for_backward(x, gates, *weights, *(one.out for line in made for one in line))
+        outs = [one.out if _read_again(one.pair) else x.new_empty(0) for line in made for one in line]
+        ctx.save_for_backward(x, gates, *weights, *outs)
         return tuple(line[-1].out.detach() for line in made)
 
     @staticmethod
@@ -191,6 +196,11 @@ class _Slope(NamedTuple):
         taps, point = (None if dw is None else dw.data_ptr() for dw in of_weights)
         found = {"gate": self.gate, "of_gate": self.of_gate, "dtaps": taps, "dpoint": point}
         return {"g": self.g.data_ptr(), "step": step(self.g), **found}
+
+
+def _read_again(pair: Pair) -> bool:
+    """Return whether what a pair gives is read on the way back."""
+    return pair.norm is not None or pair.depth is None
 
 
 def _room_for(w: Tensor | None, wanted: bool) -> Tensor | None:
