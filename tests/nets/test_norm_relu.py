@@ -123,3 +123,20 @@ def test_norms_of_an_option_are_told_of_a_batch(space, kind, option, made, monke
     for a, b in zip(norms, (m for m in twin.modules() if isinstance(m, torch.nn.BatchNorm2d)), strict=True):
         torch.testing.assert_close(a.running_var, b.running_var)
         torch.testing.assert_close(a.running_mean, b.running_mean)
+
+
+@pytest.mark.parametrize("option", ["sep3", "dil3"])
+def test_a_norm_with_a_scale_is_its_options_own(option, generator):
+    """What options begin with alike is shared, and those do not."""
+    found = SPACES["bayesnas-cell"]
+    position, choice = next((p, c) for p, c in enumerate(found.choices) if c.cell == "normal")
+    column = found.columns(position)[choice.options.index(option)]
+    options = Options(found, "normal", 4, [column], stride_of=lambda node: 1, affine=True, norm_free=True).double()
+    (module,) = options.modules_of.values()
+    with torch.no_grad():
+        module[0].weight.fill_(3.0)
+        module[0].bias.fill_(-1.0)
+    h = torch.randn(3, 4, 6, 6, generator=generator, dtype=torch.float64)
+    gates = torch.full((1, found.n_options), 0.5, dtype=torch.float64)
+    ((_, (out, gate)),) = options.leaving(choice.source, h, gates, None)
+    torch.testing.assert_close(out * gate, 0.5 * module(h))

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from bayesarch.nets.by_kernels import by_kernels
-from bayesarch.nets.options import Options, in_supernet
+from bayesarch.nets.options import in_supernet
 from bayesarch.nets.straight import Straight, straightened
-from bayesarch.spaces import SPACES
 from helpers import images, needs_cc
 
 
@@ -57,6 +56,12 @@ def test_what_lies_between_is_made_where_there_are_few_pixels(size, kept, way):
     assert (torch.Size([len(x), 5, *size]) in saved) == kept
 
 
+def test_pixels_are_those_of_the_output():
+    """27 and 36 of them, where 27 are the rows of the product of kernels."""
+    assert not Straight(*two(stride=2)).pays(torch.zeros(3, 3, 6, 6))
+    assert Straight(*two(stride=2)).pays(torch.zeros(3, 3, 7, 6))
+
+
 def nodes_of(node):
     """Return a function of autograd and all behind it."""
     if node is None:
@@ -87,20 +92,15 @@ def test_which_layers_are_one():
         assert straightened(layers) == layers
 
 
-def test_features_of_a_node_are_not_written_to():
-    """Positive parts are taken in place of what a norm gives, and of nothing else."""
-    space = SPACES["darts"]
-    options = Options(
-        space, "normal", 4, range(space.n_options), stride_of=lambda node: 1, affine=False, norm_free=True
-    ).double()
-    h = images(3, 4, 6, 6)
-    before, gates = h.clone(), torch.rand(1, space.n_options, dtype=torch.float64)
-    norms = [m for m in options.modules() if isinstance(m, nn.BatchNorm2d)]
-    given = []
-    for norm in norms:
-        norm.register_forward_hook(lambda _m, inputs, _o: given.append((inputs[0], inputs[0].clone())))
-    pieces = [piece for _, piece in options.leaving(min(space.inputs), h, gates, None)]
-    assert torch.equal(h, before)
-    assert len(pieces) > 8
-    assert given
-    assert all(torch.equal(now, then) for now, then in given)
+def test_positive_parts_are_taken_in_place_of_what_a_norm_gives_and_of_nothing_else():
+    adapter = nn.Sequential(nn.ReLU(), two()[0], nn.BatchNorm2d(5), nn.ReLU()).double()
+    x = images(3, 3, 6, 6)
+    before = x.clone()
+    normed = []
+    adapter[2].register_forward_hook(lambda _m, inputs, out: normed.append((inputs[0], inputs[0].clone(), out)))
+    out = in_supernet(adapter, x, torch.ones(1, 1), fused=False)
+    ((given, as_it_was, made),) = normed
+    assert torch.equal(x, before)
+    assert torch.equal(given, as_it_was)
+    assert out.data_ptr() == made.data_ptr()
+    torch.testing.assert_close(out, adapter(x))
