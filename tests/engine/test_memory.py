@@ -142,7 +142,9 @@ def fresh(space):
     ).double(), torch.rand(1, 1, SPACES[space].n_options, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("space", "parts"), [("nb201", 1), ("nb201", 3), ("darts", 3)])
+@pytest.mark.parametrize(
+    ("space", "parts"), [("nb201", 1), ("nb201", 3), pytest.param("darts", 3, marks=pytest.mark.long)]
+)
 def test_cells_computed_twice_give_the_same_numbers(space, parts, generator):
     x, y = torch.randn(9, 2, 8, 8, generator=generator, dtype=torch.float64), torch.arange(9) % 3
     plain, gates = fresh(space)

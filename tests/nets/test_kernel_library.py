@@ -35,7 +35,7 @@ pytestmark = needs_cc
 def fresh(monkeypatch, tmp_path):
     """No library is known, the cache is empty, and compiling is quick."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", build.FLAGS.replace("-O2", "-O0"))
+    monkeypatch.setattr(build, "LEVELS", dict.fromkeys(build.TYPES, "-O0"))
     library.cache_clear()
     yield tmp_path / "bayesarch"
     library.cache_clear()

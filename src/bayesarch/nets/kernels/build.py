@@ -23,9 +23,9 @@ TYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 
 SOURCE = "rows.c"
 """What is compiled; it includes the headers beside it."""
-FLAGS = "-O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
-OF_TYPE = {torch.float64: ["-fno-gcse"]}
-"""More flags for a type: in float64, which is to be right and not to be fast, this saves much of the compiling."""
+FLAGS = "-ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
+LEVELS = {torch.float32: "-O2", torch.float64: "-O1", torch.bfloat16: "-O2"}
+"""How much is optimised: float64 is to be right and not to be fast, and less saves much of the compiling."""
 WAYS = ("-march=native -fopenmp -mprefer-vector-width=512", "-march=native -fopenmp", "-march=native", "")
 """What is tried, the best first: not all compilers know this processor, have threads or ask how wide registers are."""
 
@@ -60,12 +60,12 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         )
     here, version = Path(__file__).parent, subprocess.run([*compiler, "--version"], capture_output=True, check=False)
     made_of = [path.read_bytes() for path in sorted(here.glob("*.[ch]"))]
-    more = OF_TYPE.get(dtype, [])
-    made_of += [version.stdout, _processor(), " ".join([FLAGS, *more]).encode(), torch.__version__.encode()]
+    level = LEVELS[dtype]
+    made_of += [version.stdout, _processor(), f"{level} {FLAGS}".encode(), torch.__version__.encode()]
     name = f"rows-{TYPES[dtype]}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     path = _cache() / name
     if not path.exists():
-        _compile([*compiler, f"-DOF_{TYPES[dtype]}", *more], here / SOURCE, path)
+        _compile([*compiler, level, f"-DOF_{TYPES[dtype]}"], here / SOURCE, path)
     return ctypes.CDLL(str(path))
 
 
