@@ -76,7 +76,7 @@ def test_second_derivatives(generator):
     ],
 )
 def test_images_that_are_smaller_than_the_kernel_lie_beside_one_another(kernel, dilation, side, seen, monkeypatch):
-    """The library takes some ten times as long where they lie one behind the other."""
+    """The library is slow where they lie one behind the other."""
     shapes = []
     library = torch.ops.aten.convolution_backward
 
