@@ -78,13 +78,25 @@ def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
             take_way(torch.nn.Linear(1, 1), EngineConfig(**{way: True}), torch.device("cpu"))
 
 
+def sums_by_kernels(monkeypatch):
+    """One entry for each sum of a node, or whole cell, that kernels compute from now on."""
+    found = []
+    for function in (rows._Sum, cell._Cell):
+
+        def counted(*words, way=function.forward):
+            found.append(1)
+            return way(*words)
+
+        monkeypatch.setattr(function, "forward", staticmethod(counted))
+    return found
+
+
 @needs_cc
 @pytest.mark.parametrize("method", ["bpnas", "gdas", "bayesnas", "darts-2nd", "pcdarts"])
 def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypatch):
     """Up to rounding, while kernels compute; and twice the same to the bit."""
-    settings, sums = {"bayesnas": {"rounds": 1}, "bpnas": {"reopen_steps": 0}}.get(method, {}), []
-    whole = rows._Sum.forward
-    monkeypatch.setattr(rows._Sum, "forward", staticmethod(lambda *words: sums.append(1) or whole(*words)))
+    settings = {"bayesnas": {"rounds": 1}, "bpnas": {"reopen_steps": 0}}.get(method, {})
+    sums = sums_by_kernels(monkeypatch)
     found, records = [], []
     for number, fuses in enumerate((False, True, True)):
         engine = make_engine(
@@ -108,8 +120,7 @@ def test_a_search_with_fused_sums_is_the_same_search(method, tmp_path, monkeypat
 @needs_cc
 def test_what_a_search_will_cost_is_told_from_fused_steps(monkeypatch):
     """So that the time and the memory that are printed are those of the search."""
-    sums, whole = [], rows._Sum.forward
-    monkeypatch.setattr(rows._Sum, "forward", staticmethod(lambda *words: sums.append(1) or whole(*words)))
+    sums = sums_by_kernels(monkeypatch)
     for fuses in (False, True):
         sets = {"space.channels": 4, "space.cells": 1, "engine.fused": fuses}
         prepare("digits", limit=200, set=sets).trial().step(16)

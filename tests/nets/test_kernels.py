@@ -275,7 +275,7 @@ def test_a_pass_that_is_not_trained_is_as_it_was(monkeypatch, generator):
     x, gates = torch.rand(4, 3, 8, 8), torch.rand(1, 1, 30)
     expected = net.eval()(x, gates)
     net.fuse()
-    monkeypatch.setattr("bayesarch.nets.cells.outgoing_parts", None)  # to call it would fail
+    monkeypatch.setattr("bayesarch.nets.cells.cell_features", None)  # to call it would fail
     assert torch.equal(net(x, gates), expected)
     net.train()(x, gates.expand(4, 1, 30))
     with pytest.raises(TypeError):

@@ -184,13 +184,13 @@ def test_kept_are_features_and_what_convolutions_give():
     for moving in (True, False):
         case = Case((3, 8, 6, 6), ALL)
         case.gates.requires_grad_(moving)
-        h, _, outputs, pooled, *kernels = outgoing_parts(case.h, case.gates, case.outgoing())[
-            0
-        ].stands.grad_fn.saved_tensors
+        (part, *_) = outgoing_parts(case.h, case.gates, case.outgoing())
+        h, _, outputs, moments, pooled, kernels = part.stands.grad_fn.saved_tensors
         assert h.data_ptr() == case.h.data_ptr()
         assert outputs.numel() == 5 * h.numel()
+        assert moments.shape == (2, 5, 8)
         assert (pooled is not None) == moving
-        assert [len(both) for both in kernels] == [3, 2]
+        assert kernels.numel() == (3 * 9 + 2) * 8 * 8
 
 
 def test_slices_of_wider_features_and_gradients_that_lie_otherwise_are_taken():
@@ -280,12 +280,13 @@ def test_options_that_are_not_computed_keep_their_moments():
     torch.testing.assert_close(stack.running_mean[1], 0.1 * y.mean((0, 2, 3)))
 
 
-def test_a_fused_supernet_takes_it(monkeypatch, generator):
+def test_a_fused_supernet_takes_it_where_channels_go_past(monkeypatch, generator):
     called = []
     monkeypatch.setattr(cells, "outgoing_parts", lambda *words: called.append(1) or outgoing_parts(*words))
     net = Supernet(
         SPACES["nb201"], input_shape=(3, 8, 8), classes=4, sizes={"channels": 4, "cells": 1}, generator=generator
     )
+    net.resize(2, generator=generator)
     x, gates = torch.rand(4, 3, 8, 8), torch.rand(1, 1, 30)
     net(x, gates)
     assert not called

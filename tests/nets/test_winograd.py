@@ -194,7 +194,7 @@ def test_dense_convolutions_are_known():
 @pytest.mark.parametrize(
     ("space", "sizes", "kinds"),
     [
-        ("nb201", {"channels": 16, "cells": 1}, set()),  # all that leaves a node is one function there
+        ("nb201", {"channels": 16, "cells": 1}, {(3, 1)}),  # in reductions: a cell is one function
         ("bayesnas-cell", {"channels": 16, "layers": 3}, {(3, 1), (3, 2), (5, 1), (5, 2)}),
         ("darts", {"channels": 16, "layers": 3}, set()),
     ],

@@ -17,10 +17,24 @@ from bayesarch.errors import SpaceError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import ConvStack, Growth
 from bayesarch.nets.drop import PathDrop
-from bayesarch.nets.kernels import Bunch, Outgoing, Part, box_mean, fan, outgoing_fits, outgoing_parts, parts_of
+from bayesarch.nets.kernels import (
+    Bunch,
+    Outgoing,
+    Part,
+    Wired,
+    Wiring,
+    box_mean,
+    cell_features,
+    fan,
+    fits,
+    outgoing_fits,
+    outgoing_parts,
+    parts_of,
+)
+from bayesarch.nets.merging import merged, merges
 from bayesarch.nets.operations import Operation, operation, operation_module
 from bayesarch.nets.pieces import Piece, gates_of, mixed, total
-from bayesarch.nets.regions import Region, as_they_are
+from bayesarch.nets.regions import Region, as_they_are, fused
 from bayesarch.spaces import Choice, Space
 
 __all__ = ["MixedCell", "PlainCell", "node_order"]
@@ -82,6 +96,8 @@ class MixedCell(nn.Module):
         self.stacks = self._fresh_stacks()
         self.leaves: dict[str, Leaves] = {}
         """What leaves each node: all that a compiled region looks at, so that it outlives prunings elsewhere."""
+        self.at_once = False
+        """Whether there is one function of all nodes."""
         self._tell()
 
     def _fresh_stacks(self) -> nn.ModuleDict:
@@ -99,6 +115,8 @@ class MixedCell(nn.Module):
             small = all(self.stacks[key].padding in ((0, 0), (1, 1)) for key in keys)
             simple = all(op.passive or op.fused is box_mean for _, _, op in free)
             self.leaves[node] = Leaves(free, keys, small and simple)
+        enters = any(choice.target in self.space.inputs for _, choice in self.edges)
+        self.at_once = not enters and all(leaves.at_once for leaves in self.leaves.values())
 
     def resize(self, partial: int, generator: torch.Generator) -> dict[str, Growth]:
         """Send one in `partial` channels through the options from now on.
@@ -182,6 +200,8 @@ class MixedCell(nn.Module):
             gates: shape (B or 1, G).
             active: flat options to compute; None: all live ones.
         """
+        if self._is_one(x, gates):
+            return self._at_once(x, gates, active)
         parts: dict[str, list[Piece]] = {node: [] for node in self.order}
         rest: dict[str, list[Piece]] = {node: [] for node in self.order}
         features: dict[str, Tensor] = {}
@@ -231,6 +251,8 @@ class MixedCell(nn.Module):
             pieces.append((target, (shared[free], gate)))
         if leaves.stacks:
             rectified = torch.relu(h)
+            if merges(self.training, gates):
+                return [*pieces, *merged(self._stacks_of(leaves), rectified, gates, active)]
             for key in leaves.stacks:
                 pieces.extend(self.stacks[key](rectified, gates, active))
         return pieces
@@ -259,21 +281,48 @@ class MixedCell(nn.Module):
         self, leaves: Leaves, h: Tensor, gates: Tensor, active: frozenset[int] | None
     ) -> list[tuple[str, Part]]:
         """Return the same by one function of all that leaves a node."""
+        outgoing, targets = self._outgoing(leaves, active)
+        if not targets:
+            return []
+        parts = outgoing_parts(h, gates, outgoing)
+        self._told(leaves, outgoing)
+        return list(zip(targets, parts, strict=True))
+
+    def _outgoing(self, leaves: Leaves, active: frozenset[int] | None) -> tuple[Outgoing, list[str]]:
+        """Return what leaves a node at once, and the nodes it goes to; when it is computed comes `_told`."""
         pooled: list[tuple[int, str]] = []
         itself: list[tuple[int, str]] = []
         for g, target, op in leaves.free:
             if active is None or g in active:
                 (itself if op.fused is None else pooled).append((g, target))
-        stacks = {stack.padding: stack for key in leaves.stacks if isinstance(stack := self.stacks[key], ConvStack)}
-        bunches = {padding: stack.bunch(active) for padding, stack in stacks.items()}
+        bunches = {stack.padding: stack.bunch(active) for stack in self._stacks_of(leaves)}
         (dense, first), (point, second) = (bunches.get(padding, (Bunch(), [])) for padding in ((1, 1), (0, 0)))
         outgoing = Outgoing(dense, point, [g for g, _ in pooled], [g for g, _ in itself])
-        if not outgoing.columns:
-            return []
-        parts = outgoing_parts(h, gates, outgoing)
-        for padding, stack in stacks.items():
-            stack.told(bunches[padding][0])
-        return list(zip([*first, *second, *(target for _, target in (*pooled, *itself))], parts, strict=True))
+        return outgoing, [*first, *second, *(target for _, target in (*pooled, *itself))]
+
+    def _told(self, leaves: Leaves, outgoing: Outgoing) -> None:
+        for stack in self._stacks_of(leaves):
+            stack.told(outgoing.dense if stack.padding == (1, 1) else outgoing.point)
+
+    def _stacks_of(self, leaves: Leaves) -> list[ConvStack]:
+        return [stack for key in leaves.stacks if isinstance(stack := self.stacks[key], ConvStack)]
+
+    def _is_one(self, x: Tensor, gates: Tensor) -> bool:
+        """Return whether there is one function of the whole cell."""
+        fast = self.region is fused and self.training and fits(x, gates) and outgoing_fits(x)
+        return fast and self.width == self.channels and self.at_once
+
+    def _at_once(self, x: Tensor, gates: Tensor, active: frozenset[int] | None) -> Tensor:
+        """Return the cell's output by one function."""
+        place = {node: at for at, node in enumerate(self.order)}
+        leaving = [self._outgoing(self.leaves[node], active) for node in self.order]
+        nodes = [Wired(outgoing, [place[target] for target in targets]) for outgoing, targets in leaving]
+        inputs = frozenset(place[node] for node in self.space.inputs if node in place)
+        asked = [place[node] for node in self.outputs]
+        found = cell_features(x, gates, Wiring(nodes, inputs, [at for at in asked if at not in inputs]))
+        for node, (outgoing, _) in zip(self.order, leaving, strict=True):
+            self._told(self.leaves[node], outgoing)
+        return total([*found, *(x for at in asked if at in inputs)], x)
 
 
 class PlainCell(nn.Module):

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bayesarch.nets.by_kernels import by_kernels
+
 __all__ = ["MakeCell", "Residual", "Shape", "Trunk", "read_out", "residual_stages", "walk"]
 
 Shape = tuple[int, int, int]
@@ -81,6 +83,12 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features of half the side, shape (B, outputs, ceil(H/2), ceil(W/2))."""
         out: Tensor = self.main(x) + self.shortcut(x)
+        return out
+
+    def by_kernels(self, x: Tensor) -> Tensor:
+        """Return the same while it is trained on a CPU in a supernet, without a second derivative."""
+        main, _ = by_kernels(list(self.main), x)
+        out: Tensor = main + self.shortcut(x)
         return out
 
 

@@ -18,7 +18,7 @@ from bayesarch.errors import ConfigError
 from bayesarch.functional import seeded
 from bayesarch.nets.conv_stack import Growth
 from bayesarch.nets.cost import option_costs
-from bayesarch.nets.kernels import library
+from bayesarch.nets.kernels import fits, library
 from bayesarch.nets.plain import PlainNetwork, build, skeleton_of, tidy_sizes, trunk_of
 from bayesarch.nets.regions import Region, Regional, compiled, fused
 from bayesarch.nets.skeletons import Shape, walk
@@ -72,6 +72,7 @@ class Supernet(nn.Module):
             trunk = trunk_of(space, self.sizes, input_shape, classes, partial(family.mixed, space))
         self.stem, self.layers, self.head = trunk.stem, nn.ModuleList(trunk.layers), trunk.head
         self.depth = trunk.depth
+        self._cells: list[Any] = [layer for layer in self.layers if isinstance(layer, Cell)]
         self._live_columns = frozenset(range(space.n_options))
         self.live = torch.ones(space.n_options, dtype=torch.bool)
         """Options that physically exist, shape (G,), on the CPU."""
@@ -90,6 +91,8 @@ class Supernet(nn.Module):
         """K: one in K channels goes through the options (`resize`)."""
         self.recomputes = False
         """Whether what a pass would keep is computed again on the way back."""
+        self.fused = False
+        """Whether kernels of ours compute what is trained, where they can (`fuse`)."""
         self.images_seen, self.macs_spent = 0, 0
         """Forward passes so far, in images and in MACs: counted from the options computed, never read back here."""
         self._base_macs, self._macs = costs.base.macs, self.option_macs.tolist()
@@ -108,7 +111,7 @@ class Supernet(nn.Module):
 
     def cells(self) -> list[Any]:
         """Return the cells in order, length L; each is a `Cell`."""
-        return [layer for layer in self.layers if isinstance(layer, Cell)]
+        return list(self._cells)
 
     def option_parameters(self, column: int) -> list[nn.Parameter]:
         """Return the parameters of one flat option in all cells; empty where it has none."""
@@ -136,11 +139,13 @@ class Supernet(nn.Module):
         if active is not None and active >= self._live_columns:
             active = None
         self._count(images.shape[0], active)
-        row_of = {id(cell): row if copies > 1 else 0 for row, cell in enumerate(self.cells())}
+        fast = self.fused and self.training and fits(images, gates[:, 0])
+        row_of = {id(cell): row if copies > 1 else 0 for row, cell in enumerate(self._cells)}
 
         def call(layer: nn.Module, *before: Tensor) -> Tensor:
             told = (gates[:, row_of[id(layer)]], active) if id(layer) in row_of else ()
-            out: Tensor = layer(*before, *told)
+            run = getattr(layer, "by_kernels", layer) if fast else layer
+            out: Tensor = run(*before, *told)
             return out
 
         logits: Tensor = self.head(walk(self.stem(images), self.layers, self.depth, call)[-1])
@@ -169,7 +174,7 @@ class Supernet(nn.Module):
         self._take_region(compiled(**how), "engine.compile")
 
     def fuse(self) -> None:
-        """Compute gated sums by kernels of ours, on a CPU, where the supernet is trained.
+        """Compute cells and reductions by kernels of ours, on a CPU, while the supernet is trained.
 
         Raises:
             ConfigError: if the cells have no regions (those of a table's space).
@@ -177,6 +182,7 @@ class Supernet(nn.Module):
         """
         library(next(self.parameters()).dtype)
         self._take_region(fused, "engine.fused")
+        self.fused = True
 
     def _take_region(self, region: Region, setting: str) -> None:
         cells = [cell for cell in self.cells() if isinstance(cell, Regional)]

@@ -1,6 +1,7 @@
 """Kernels of our own for the CPU, compiled where they are used: C, through ctypes, without torch's headers."""
 
 from bayesarch.nets.kernels.build import library
+from bayesarch.nets.kernels.cell import Wired, Wiring, cell_features
 from bayesarch.nets.kernels.grouped import grouped_conv
 from bayesarch.nets.kernels.images import box_mean, window_max
 from bayesarch.nets.kernels.node import Bunch, Outgoing, outgoing_fits, outgoing_parts
@@ -28,7 +29,10 @@ __all__ = [
     "Pair",
     "Part",
     "Rise",
+    "Wired",
+    "Wiring",
     "box_mean",
+    "cell_features",
     "fan",
     "filtered_conv",
     "fits",

@@ -1,41 +1,56 @@
 /* Passes over images with their channels last: means and maxima over windows. Part of rows.c. */
 
+/* One line of the means below: out = `over` the sum of three columns, each `wide` the sum of its n pixels times `tall`; of
+   both numbers the first is that of the first column, the last of the last, and the other of those between. */
+INLINE void line_of(const T **near, const A *tall, const int n, const A *wide, const A *over, int width, int channels,
+                    int c, T *out, const int w) {
+#define COLUMN(to, u)                                                                         \
+  V to = {0};                                                                                 \
+  EACH(m, n) to += tall[m] * get(near[m] + (int64_t)(u) * channels + c, w);                   \
+  to *= wide[(u) == 0 ? 0 : (u) < width - 1 ? 1 : 2];
+  V left = {0};
+  COLUMN(here, 0)
+  for (int u = 0; u < width; u++) {
+    V right = {0};
+    if (u < width - 1) {
+      COLUMN(next, u + 1)
+      right = next;
+    }
+    put(out + (int64_t)u * channels + c, over[u == 0 ? 0 : u < width - 1 ? 1 : 2] * (left + here + right), w);
+    left = here;
+    here = right;
+  }
+#undef COLUMN
+}
+
 /* Means over 3 x 3 windows that reach past the edges of images (height x width pixels, channels last, dense), of what
    is inside; or, `back`, the gradient of that: each pixel is divided by the size of its window before it is summed. */
 void box(int64_t images, int height, int width, int channels, int back, int threads, const T *x, T *out) {
   int64_t line = (int64_t)width * channels;
+  A edge = (A)1 / (1 + (width > 1)), middle = (A)1 / 3, one[3] = {1, 1, 1}, across[3] = {edge, middle, edge};
   _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")
   for (int64_t i = 0; i < images; i++)
     for (int y = 0; y < height; y++) {
       const T *near[3];
-      A tall[3];
+      A tall[3], over[3];
       int n = 0;
       for (int v = y > 0 ? y - 1 : 0; v <= y + 1 && v < height; v++) {
         near[n] = x + (i * height + v) * line;
         tall[n++] = back ? (A)1 / ((v > 0) + 1 + (v < height - 1)) : 1;
       }
-      A size = back ? 1 : (A)1 / n;
-#define COLUMN(to, u, c, w)                                                         \
-  V to = {0};                                                                       \
-  for (int m = 0; m < n; m++) to += tall[m] * get(near[m] + (u) * channels + c, w); \
-  if (back) to *= (A)1 / (((u) > 0) + 1 + ((u) < width - 1));
-#define WORK(c, w)                                                                           \
-  V left = {0};                                                                              \
-  COLUMN(here, 0, c, w)                                                                      \
-  for (int u = 0; u < width; u++) {                                                          \
-    V right = {0};                                                                           \
-    if (u < width - 1) {                                                                     \
-      COLUMN(next, u + 1, c, w)                                                              \
-      right = next;                                                                          \
-    }                                                                                        \
-    A scale = back ? 1 : size / ((u > 0) + 1 + (u < width - 1));                             \
-    put(out + (i * height + y) * line + u * channels + c, scale * (left + here + right), w); \
-    left = here;                                                                             \
-    here = right;                                                                            \
-  }
-      BLOCKS(WORK)
-#undef WORK
-#undef COLUMN
+      for (int k = 0; k < 3; k++) over[k] = back ? 1 : across[k] / n;
+      T *to = out + (i * height + y) * line;
+#define LINE(n, c, w) line_of(near, tall, n, back ? across : one, over, width, channels, c, to, w);
+#define WORK3(c, w) LINE(3, c, w)
+#define WORK2(c, w) LINE(2, c, w)
+#define WORK1(c, w) LINE(1, c, w)
+      if (n == 3) BLOCKS(WORK3)
+      else if (n == 2) BLOCKS(WORK2)
+      else BLOCKS(WORK1)
+#undef WORK1
+#undef WORK2
+#undef WORK3
+#undef LINE
     }
 }
 

@@ -146,7 +146,7 @@ void node(int64_t images, int height, int width, int channels, const Bunch *dens
     for (int64_t b = begin; b < end; b += n.some) {
       int64_t some = end - b < n.some ? end - b : n.some, rows = some * n.pixels;
       const T *features = h + b * n.pixels * step;
-      risen(features, step, rows, channels, bay.rise);
+      if (count) risen(features, step, rows, channels, bay.rise);
       for (int64_t r = 0; r < rows && pooled && step > channels; r++)
         memcpy(bay.itself + r * channels, features + r * step, channels * sizeof(T));
       if (pooled)
@@ -289,7 +289,7 @@ void node_back(int64_t images, int height, int width, int channels, const Bunch 
       int64_t count = end - b < n.some ? end - b : n.some, rows = count * n.pixels;
       const T *features = h + b * n.pixels * step;
       memset(bay.itself, 0, rows * channels * sizeof(A));
-      memset(bay.pooled, 0, rows * channels * sizeof(A));
+      if (windows) memset(bay.pooled, 0, rows * channels * sizeof(A));
       slopes_of(&n, uses, use, b * n.pixels, rows, y, by, along, all, &bay);
       if (dense->dkernels || point->dkernels) risen(features, step, rows, channels, bay.rise);
       if (n.dense && dense->dkernels) {

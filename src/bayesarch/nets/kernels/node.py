@@ -8,6 +8,7 @@ the gradient of the features.
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from bayesarch.nets.kernels.arguments import in_rows, pointer, room, step, threa
 from bayesarch.nets.kernels.build import kernel, library
 from bayesarch.nets.kernels.rows import Moments, Norm, Part, check_running
 
-__all__ = ["Bunch", "Outgoing", "outgoing_fits", "outgoing_parts"]
+__all__ = ["Bunch", "Made", "Outgoing", "Wanted", "leave", "leave_back", "outgoing_fits", "outgoing_parts"]
 
 ITSELF, POOLED = -1, -2
 """What is no convolution, as `node.h` has it."""
@@ -82,10 +83,10 @@ def outgoing_parts(h: Tensor, gates: Tensor, outgoing: Outgoing) -> list[Part]:
     Raises:
         ValueError: if running moments are not what a kernel writes to.
     """
-    width, weights = h.shape[1], [weight for bunch in outgoing.bunches for weight in bunch.weights]
-    moments = Moments(*torch.empty(2, len(weights), width, dtype=torch.float64))
-    stand: tuple[Tensor, ...] = _Outgoing.apply(in_rows(h), gates.contiguous(), outgoing, moments, *weights)
-    normed = [Moments(mean, inv) for mean, inv in zip(*moments, strict=True)]
+    weights = [weight for bunch in outgoing.bunches for weight in bunch.weights]
+    told: list[Tensor] = []
+    stand: tuple[Tensor, ...] = _Outgoing.apply(in_rows(h), gates.contiguous(), outgoing, told, *weights)
+    normed = [Moments(mean, inv) for mean, inv in zip(*told[0], strict=True)]
     of_parts = [*normed, *[None] * (len(stand) - len(normed))]
     return [Part(*mine) for mine in zip(stand, [gates] * len(stand), outgoing.columns, of_parts, strict=True)]
 
@@ -114,74 +115,169 @@ class _Use(ctypes.Structure):
     ]
 
 
+class Made(NamedTuple):
+    """What is made of a node's features on the way.
+
+    Attributes:
+        y: what convolutions give, shape (n, B, H, W, C).
+        moments: means and reciprocal deviations of y, double, shape (2, n, C).
+        pooled: means over windows, shape (B, C, H, W), channels last; None: there are none, or nobody reads them.
+        kernels: of convolutions, as they are computed with, shape (k,).
+    """
+
+    y: Tensor
+    moments: Tensor
+    pooled: Tensor | None
+    kernels: Tensor
+
+
+class Wanted(NamedTuple):
+    """Tensors for gradients; None: nobody wants them.
+
+    Attributes:
+        features: shape (B, C, H, W), channels last.
+        gates: shape (1, G); they are added to it.
+        kernels: shape of `Made.kernels`.
+    """
+
+    features: Tensor | None
+    gates: Tensor | None
+    kernels: Tensor | None
+
+
+def leave(h: Tensor, outgoing: Outgoing) -> Made:
+    """Return what leaves a node, having moved running moments.
+
+    Args:
+        h: features, shape (B, C, H, W), as rows.
+        outgoing: what leaves.
+
+    Raises:
+        ValueError: if running moments are not what a kernel writes to.
+    """
+    batch, width, *size = h.shape
+    count = sum(len(bunch.weights) for bunch in outgoing.bunches)
+    made = Made(
+        torch.empty(count, batch, *size, width, dtype=h.dtype),
+        torch.empty(2, count, width, dtype=torch.float64),
+        torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if outgoing.pooled else None,
+        _side_by_side(outgoing, h.dtype),
+    )
+    starts = _both(made.kernels, outgoing)
+    bunches = [_moving(bunch, mine, h) for bunch, mine in zip(outgoing.bunches, starts, strict=True)]
+    kernel("node", h.dtype)(*_given(h, bunches), pointer(made.y), *map(pointer, made.moments), pointer(made.pooled))
+    return made
+
+
+def leave_back(
+    h: Tensor,
+    gates: Tensor,
+    outgoing: Outgoing,
+    made: Made,
+    slopes: Sequence[Tensor],
+    wanted: Wanted,
+) -> list[Tensor | None]:
+    """Turn gradients of the sums that things leave to into those that are wanted; return those of kernels one by one.
+
+    Args:
+        h: features, as in `leave`.
+        gates: shape (1, G).
+        outgoing: what leaves.
+        made: what was made there.
+        slopes: the gradient of the sum behind each of `outgoing.columns`, as rows.
+        wanted: where to.
+    """
+    starts = zip(outgoing.bunches, *(_both(mine, outgoing) for mine in (made.kernels, wanted.kernels)), strict=True)
+    bunches = [_Bunch(len(bunch.weights), mine, dkernels=dmine) for bunch, mine, dmine in starts]
+    sources = [*range(len(made.y)), *[POOLED] * len(outgoing.pooled), *[ITSELF] * len(outgoing.itself)]
+    uses = [
+        _Use(source, slope.data_ptr(), step(slope), _at(gates, column), _at(wanted.gates, column))
+        for source, slope, column in zip(sources, slopes, outgoing.columns, strict=True)
+    ]
+    given = (pointer(made.y), *map(pointer, made.moments), len(uses), (_Use * len(uses))(*uses), pointer(made.pooled))
+    kernel("node_back", h.dtype)(*_given(h, bunches), *given, pointer(wanted.features))
+    return _one_by_one(wanted.kernels, outgoing)
+
+
 class _Outgoing(torch.autograd.Function):
     """From features, gates and kernels to what leaves a node; back from the gradients of the sums behind it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, gates: Tensor, outgoing: Outgoing, moments: Moments, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        batch, width, *size = h.shape
-        y = torch.empty(len(weights), batch, *size, width, dtype=h.dtype)
-        kernels = [_side_by_side(bunch) for bunch in outgoing.bunches]
-        bunches = [_moving(bunch, mine, h) for bunch, mine in zip(outgoing.bunches, kernels, strict=True)]
-        pooled = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if outgoing.pooled else None
-        kernel("node", h.dtype)(*_given(h, bunches), pointer(y), *map(pointer, moments), pointer(pooled))
-        ctx.outgoing, ctx.moments = outgoing, moments
-        ctx.save_for_backward(h, gates, y, pooled if ctx.needs_input_grad[1] else None, *kernels)
+    def forward(ctx: Any, h: Tensor, gates: Tensor, outgoing: Outgoing, told: list[Tensor], *_: Tensor) -> Any:
+        made = leave(h, outgoing)
+        told.append(made.moments)
+        ctx.outgoing = outgoing
+        kept = made if ctx.needs_input_grad[1] else made._replace(pooled=None)
+        ctx.save_for_backward(h, gates, *kept)
         # detached: each is a tensor of its own on shared memory
-        made = [mine.permute(0, 3, 1, 2).detach() for mine in y.unbind()]
-        made += [pooled.detach() for _ in outgoing.pooled if pooled is not None]
-        return (*made, *[h.detach() for _ in outgoing.itself])
+        found = [mine.permute(0, 3, 1, 2).detach() for mine in made.y.unbind()]
+        found += [made.pooled.detach() for _ in outgoing.pooled if made.pooled is not None]
+        return (*found, *[h.detach() for _ in outgoing.itself])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
-        h, gates, y, pooled, *kernels = ctx.saved_tensors
-        outgoing, count, mine = ctx.outgoing, len(y), [in_rows(slope) for slope in slopes]
+        h, gates, *kept = ctx.saved_tensors
         of_h, of_gates, _, _, *of_weights = ctx.needs_input_grad
-        dx = torch.empty(h.shape, dtype=h.dtype, memory_format=torch.channels_last) if of_h else None
-        dgates = torch.zeros_like(gates) if of_gates else None
-        dkernels = [torch.empty_like(both) if any(of_weights) else None for both in kernels]
-        bunches = [
-            _Bunch(len(k), k.data_ptr(), dkernels=None if dk is None else dk.data_ptr())
-            for k, dk in zip(kernels, dkernels, strict=True)
-        ]
-        sources = [*range(count), *[POOLED] * len(outgoing.pooled), *[ITSELF] * len(outgoing.itself)]
-        uses = [
-            _Use(source, slope.data_ptr(), step(slope), _at(gates, column), _at(dgates, column))
-            for source, slope, column in zip(sources, mine, outgoing.columns, strict=True)
-        ]
-        made = (pointer(y), *map(pointer, ctx.moments), len(uses), (_Use * len(uses))(*uses))
-        kernel("node_back", h.dtype)(*_given(h, bunches), *made, pointer(pooled), pointer(dx))
-        found = [dw for dk in dkernels if dk is not None for dw in dk.permute(0, 1, 4, 2, 3)]
-        return dx, dgates, None, None, *(found or [None] * count)
+        made, mine = Made(*kept), [in_rows(slope) for slope in slopes]
+        wanted = Wanted(
+            torch.empty_like(h, memory_format=torch.channels_last) if of_h else None,
+            torch.zeros_like(gates) if of_gates else None,
+            torch.empty_like(made.kernels) if any(of_weights) else None,
+        )
+        of_kernels = leave_back(h, gates, ctx.outgoing, made, mine, wanted)
+        return wanted.features, wanted.gates, None, None, *of_kernels
 
 
-def _side_by_side(bunch: Bunch) -> Tensor:
-    """Return kernels of one size as they are computed with, shape (n, C, k, k, C)."""
-    if not bunch.weights:
-        return torch.empty(0, 0, 0, 0, 0)
-    return torch.stack([weight.detach().permute(0, 2, 3, 1) for weight in bunch.weights])
+def _side_by_side(outgoing: Outgoing, dtype: torch.dtype) -> Tensor:
+    """Return kernels as they are computed with, shape (n,): (C, k, k, C) each, one behind the other."""
+    weights = [weight for bunch in outgoing.bunches for weight in bunch.weights]
+    if not weights:
+        return torch.empty(0, dtype=dtype)
+    return torch.cat([weight.detach().permute(0, 2, 3, 1).reshape(-1) for weight in weights])
 
 
-def _moving(bunch: Bunch, kernels: Tensor, h: Tensor) -> _Bunch:
+def _one_by_one(kernels: Tensor | None, outgoing: Outgoing) -> list[Tensor | None]:
+    """Return the same as they were, (C, C, k, k) each; None for each where there are none."""
+    weights = [weight for bunch in outgoing.bunches for weight in bunch.weights]
+    if kernels is None or not weights:
+        return [None] * len(weights)
+    parts = kernels.split([weight.numel() for weight in weights])
+    shapes = [[weight.shape[place] for place in (0, 2, 3, 1)] for weight in weights]
+    return [part.view(shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _both(kernels: Tensor | None, outgoing: Outgoing) -> list[int | None]:
+    """Return where kernels of 3 x 3 and of 1 x 1 begin."""
+    if kernels is None:
+        return [None, None]
+    first, dense = kernels.data_ptr(), sum(weight.numel() for weight in outgoing.dense.weights)
+    return [first, first + dense * kernels.element_size()]
+
+
+def _moving(bunch: Bunch, kernels: int | None, h: Tensor) -> _Bunch:
     """Return convolutions that a kernel finds moments of and moves the running ones."""
-    norm = bunch.norm
+    norm, count = bunch.norm, len(bunch.weights)
     if norm is None:
         return _Bunch(0)
-    check_running(norm, h.dtype, h.shape[1] * len(bunch.weights))
-    return _Bunch(len(kernels), kernels.data_ptr(), norm.eps, norm.momentum, norm.mean.data_ptr(), norm.var.data_ptr())
+    check_running(norm, h.dtype, h.shape[1] * count)
+    return _Bunch(count, kernels, norm.eps, norm.momentum, norm.mean.data_ptr(), norm.var.data_ptr())
 
 
 def _given(h: Tensor, bunches: Sequence[_Bunch]) -> tuple[Any, ...]:
     """Return what both kernels are given first."""
     images, channels, height, width = h.shape
     sizes, parts = (ctypes.c_int64(images), height, width, channels), threads(h.numel())
-    needed = library(h.dtype).node_room
-    needed.restype = ctypes.c_int64
-    work = room(needed(*sizes, *(bunch.count for bunch in bunches), parts), h.dtype)
-    return (*sizes, *map(ctypes.byref, bunches), parts, pointer(h), ctypes.c_int64(step(h)), work)
+    needed = _needed(library(h.dtype), h.shape, *(bunch.count for bunch in bunches), parts)
+    return (*sizes, *map(ctypes.byref, bunches), parts, pointer(h), ctypes.c_int64(step(h)), room(needed, h.dtype))
+
+
+@cache
+def _needed(of: ctypes.CDLL, shape: torch.Size, dense: int, point: int, parts: int) -> int:
+    """Return how many numbers kernels work in; a pass asks for every node of every cell."""
+    images, channels, height, width = shape
+    of.node_room.restype = ctypes.c_int64
+    return int(of.node_room(ctypes.c_int64(images), height, width, channels, dense, point, parts))
 
 
 def _at(gates: Tensor | None, column: int) -> int | None:
