@@ -1,6 +1,6 @@
 """What docs/results.md says of speed, from the record of benchmarks/speed.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from waiting import WAYS
 
@@ -73,23 +73,29 @@ def _fused(row: dict, table: Table) -> str:
     )
 
 
-def _search(row: dict, table: Table) -> str:
-    seconds, searches = row["seconds"], row["searches"]
+def _search(rows: Iterable[dict], table: Table) -> str:
+    """Return whole searches; in older rows all stand beside the same steps, which were taken after them."""
     body = [
         [f"{name}, {found['epochs']} epochs to one operation per edge", f"{found['seconds']:.0f}",
-         *(f"{found['seconds'] / seconds[key]:.2f}" for key in ("published", "ours, drnas")),
+         *(f"{seconds:.0f}" for seconds in others), *(f"{found['seconds'] / seconds:.2f}" for seconds in others),
          f"{100 * found['selection_accuracy']:.1f}"]
-        for name, found in searches.items()
+        for row in rows
+        for name, found in row["searches"].items()
+        for others in [[found.get("others", row.get("seconds"))[key] for key in ("published", "ours, drnas")]]
     ]  # fmt: skip
-    body += [
-        [f"{said}, 100 epochs", f"{seconds[key]:.0f}", "", "", ""]
-        for key, said in (("ours, drnas", "our DrNAS"), ("published", "the published step"))
+    head = [
+        "",
+        "seconds",
+        "100 epochs of the published step",
+        "of our DrNAS",
+        "over the published step's",
+        "over our DrNAS's",
+        "accuracy on the selection split, %",
     ]
-    head = ["", "seconds", "over the published step's", "over our DrNAS's", "accuracy on the selection split, %"]
     return (
         "### A whole search, 5,000 images of CIFAR-10 (JPEG q75), C = 8, N = 1\n\nOne run each, seed 0; compiling kernels is in "
-        "the time. The two of 100 epochs are their step's median times the number of their steps.\n\n"
-        + table(head, body)
+        "the time. The two of 100 epochs are their step's median times the number of their steps: steps in turn with the "
+        "epochs of the search where the row has them, else five after it.\n\n" + table(head, body)
     )
 
 
@@ -266,8 +272,8 @@ def _measured(rows: dict, table: Table) -> list[str]:
         parts.append(_fused(rows["fused"], table) + "\n")
     if "ways" in rows:
         parts.append(_ways(rows["ways"], table) + "\n")
-    if "search" in rows:
-        parts.append(_search(rows["search"], table) + "\n")
+    if searches := [rows[name] for name in ("search", "search-fused") if name in rows]:
+        parts.append(_search(searches, table) + "\n")
     if "pruned" in rows:
         parts.append("### Options removed, nb201\n\n" + _steps(rows["pruned"], table, "published, all") + "\n")
     if "curvature" in rows and rows["curvature"]["against_extrapolated"]:

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from records import measure
+from searches import search_row
 from steps import Case, in_turn
 
 from bayesarch.workflows.waiting import wait_shortly
@@ -144,76 +144,12 @@ def _in_bf16(step: Callable[[], Any]) -> Callable[[], None]:
     return work
 
 
-SEARCH = {"space": "nb201", "sizes": {"channels": 8, "cells": 1}, "batch": 64, "rounds": 5}
-SEARCHES: dict[str, dict[str, Any]] = {
-    "BPNAS": {},
-    "BPNAS, fused": {"engine.fused": True},
-    "BPNAS, fused, bf16": {"engine.fused": True, "engine.precision": "bf16"},
-}
-PUBLISHED_EPOCHS = 100
 AUGMENTED = "PIL in a loader"
 
 
-def search_row(short: bool) -> dict[str, Any]:
-    """Return whole BPNAS searches, as in the quality run, against 100 epochs of the published step and of our DrNAS.
-
-    The two of 100 epochs are their step's median times their number of steps; a search is run from its start to one
-    operation on every edge, its closing epochs left out, compiling its kernels included.
-    """
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {} if short else {"XDG_CACHE_HOME": folder}):
-        sets: dict[str, Any] = {"space.channels": 8, "space.cells": 1, "data.crop": 4, "data.flip": True}
-        source = f"{folder}/cifar10-jpeg.npz"
-        if short:
-            source = "digits"
-            sets = {"space.channels": 4, "engine.epochs": 1, "engine.closing_epochs": 1, "data.limit": 300}
-        else:
-            from cifar_jpeg import convert
-
-            shared = os.environ.get("BAYESARCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
-            convert(Path(shared) / "cifar10_jpegq75.npz", Path(source), train=5000)
-        searches, examples = {}, 0
-        for name in searches_here(short):
-            searches[name], examples = _searched(source, {**sets, **SEARCHES[name]}, f"{folder}/{len(searches)}")
-    given = SHORT["nb201"] if short else SEARCH
-    case = Case(given)
-    works = {"published": case.published(), "ours, drnas": case.ours("drnas")}
-    steps = in_turn(works, given["rounds"], "published")
-    count = PUBLISHED_EPOCHS * (examples // given["batch"])
-    seconds = {name: count * row["seconds"] for name, row in steps.items()}
-    return {"given": given, "steps": steps, "searches": searches, "seconds": seconds}
-
-
-def searches_here(short: bool) -> list[str]:
-    """Return the searches that this machine can do; in short form, the fused one in fp32."""
-    if short:
-        return ["BPNAS, fused"]
-    return [name for name, sets in SEARCHES.items() if "engine.precision" not in sets or multiplies_bf16()]
-
-
-def _searched(source: str, sets: Mapping[str, Any], out: str) -> tuple[dict[str, float], int]:
-    """Return what a BPNAS search took until all edges had one operation, and how many examples an epoch has."""
-    import torch
-
-    import bayesarch as ba
-    from bayesarch.engine import EngineConfig
-    from bayesarch.engine.compiling import check_ways
-    from bayesarch.nets.kernels import library
-
-    began = time.perf_counter()
-    if sets.get("engine.fused"):
-        library.cache_clear()
-        way = {name.removeprefix("engine."): value for name, value in sets.items() if name.startswith("engine.")}
-        check_ways(EngineConfig(**way), torch.device("cpu"))
-    compiling = time.perf_counter() - began
-    run = ba.search(source, method="bpnas", seed=0, set=sets, out=out)
-    epochs = [record for record in run.metrics if record["stage"] == "search"]
-    found = {
-        "epochs": len(epochs),
-        "seconds": compiling + sum(record["seconds"] for record in epochs),
-        "compiling": compiling,
-        "selection_accuracy": run.summary["selection_accuracy"],
-    }
-    return found, run.data["sizes"]["weights"]
+def fused_searches() -> list[str]:
+    """Return the fused searches that this machine can do."""
+    return ["BPNAS, fused", *(["BPNAS, fused, bf16"] if multiplies_bf16() else [])]
 
 
 def pruned_row(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,14 +320,16 @@ def main() -> None:
         **{name: partial(step_row, name, nets[name], peaks=name == "nb201" or not arguments.short) for name in nets},
         "fused": lambda: fused_row({"nb201": nets["nb201"]} if arguments.short else nets),
         "ways": lambda: ways_row(nets, short=arguments.short),
-        "search": lambda: search_row(arguments.short),
+        "search": lambda: search_row(["BPNAS"], short=arguments.short),
+        "search-fused": lambda: search_row(fused_searches()[: 1 if arguments.short else None], short=arguments.short),
         "pruned": lambda: pruned_row(nets["nb201"]),
         "curvature": lambda: curvature_row(nets["bayesnas-cell"]),
         "augmentation": lambda: augmentation_row(*((256, 1) if arguments.short else (2560, 25))),
         "roofline": lambda: roofline_row(nets, short=arguments.short),
         "growth": lambda: growth_row(arguments.short),
     }
-    wanted = [name for name in rows if name != "ways" or not arguments.short]  # compiling takes minutes at any size
+    # compiling takes minutes at any size, and one search is enough to see that searches can be measured
+    wanted = [name for name in rows if name not in ("ways", "search") or not arguments.short]
     measure(rows, arguments.row or wanted, arguments.out)
 
 

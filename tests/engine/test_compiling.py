@@ -9,7 +9,7 @@ from bayesarch.engine import EngineConfig, Observer, TrainConfig
 from bayesarch.engine.compiling import check_training, check_ways, take_way
 from bayesarch.errors import ConfigError, DeviceError
 from bayesarch.nets import Supernet
-from bayesarch.nets.kernels import library, rows
+from bayesarch.nets.kernels import cell, library, rows
 from bayesarch.workflows.job import prepare
 from helpers import make_engine, needs_cc
 
