@@ -90,6 +90,15 @@ def test_outputs_gradients_and_moments_are_those_of_the_options(name, called):
     assert called == [1]
 
 
+@pytest.mark.parametrize("active", [None, frozenset(range(0, 30, 2))])
+def test_it_is_to_the_bit_what_functions_of_the_nodes_give(active, called, monkeypatch):
+    found = Case(SPACES["nb201"], dtype=torch.float32).passed(fused, active)
+    monkeypatch.setattr(MixedCell, "_is_one", lambda *words: False)
+    for a, b in zip(found, Case(SPACES["nb201"], dtype=torch.float32).passed(fused, active), strict=True):
+        assert torch.equal(a, b)
+    assert called == [1]
+
+
 @pytest.mark.parametrize(
     "active", [range(0, 30, 2), range(0, 30, 5), [3, 28], [1, 11, 26], range(5, 30), range(15), [1, 2]]
 )
@@ -121,15 +130,26 @@ def test_after_a_pruning_and_with_a_third_of_the_options_gone():
     agree(*found)
 
 
-def test_inputs_and_slopes_that_lie_otherwise_are_taken():
+def test_inputs_gates_and_slopes_that_lie_otherwise_are_taken():
     found = []
     for region in (fused, as_they_are):
         case = Case(WIRINGS["outputs that things leave"], (2, 8, 6, 6))
         wide = torch.cat([case.x.detach(), images(2, 5, 6, 6, seed=5)], 1).contiguous(memory_format=torch.channels_last)
         case.x, case.slope = wide[:, 3:11].requires_grad_(), case.slope.contiguous()
+        case.gates = torch.stack([case.gates.detach(), torch.ones_like(case.gates)], 2)[:, :, 0].requires_grad_()
         found.append(case.passed(region))
     agree(*found)
     assert case.slope.is_contiguous()
+    assert not case.gates.is_contiguous()
+
+
+def test_slices_of_wider_inputs_are_not_copied():
+    case = Case(SPACES["nb201"], (2, 8, 6, 6))
+    wide = torch.cat([case.x.detach(), case.x.detach()], 1).contiguous(memory_format=torch.channels_last)
+    x = wide[:, 8:].requires_grad_()
+    case.cell.region = fused
+    _, kept, *_ = case.cell(x, case.gates).grad_fn.saved_tensors
+    assert kept.data_ptr() == x.data_ptr()
 
 
 def test_threads_share_it_and_equal_runs_are_equal_to_the_bit():

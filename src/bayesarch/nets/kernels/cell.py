@@ -1,7 +1,7 @@
 """All of a cell as one function: what leaves its nodes, as in `node.py`, and the sums that it goes to.
 
 It gives what functions of the nodes and of the sums would give, one after another, and keeps as much. What is saved is
-the way through torch from each to the next, a quarter of a step where networks are small. On the way back the gradient
+the way through torch from each to the next, much of a step where networks are small. On the way back the gradient
 of a sum is that of everything that goes to it, so that no gradient is ever added to another but at an output that
 something leaves.
 """

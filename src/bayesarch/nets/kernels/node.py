@@ -203,7 +203,9 @@ class _Outgoing(torch.autograd.Function):
     """From features, gates and kernels to what leaves a node; back from the gradients of the sums behind it."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, gates: Tensor, outgoing: Outgoing, told: list[Tensor], *_: Tensor) -> Any:
+    def forward(
+        ctx: Any, h: Tensor, gates: Tensor, outgoing: Outgoing, told: list[Tensor], *_: Tensor
+    ) -> tuple[Tensor, ...]:
         made = leave(h, outgoing)
         told.append(made.moments)
         ctx.outgoing = outgoing
