@@ -160,6 +160,7 @@ def test_cifar_adapter(shared_data, tmp_path):
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
+@pytest.mark.long
 def test_random_search_spends_what_the_reference_spent(tmp_path):
     """Its ranking included; what it draws varies, and so does what it costs."""
     sets = {"space.channels": 2, "space.cells": 1, "engine.batch_size": 16, "method.candidates": 9}

@@ -111,7 +111,7 @@ def test_a_look_at_the_curvature_holds_no_more_than_was_told(space, sizes, recom
     assert all(weight.requires_grad for weight in trial.net.parameters())
 
 
-@pytest.mark.parametrize(("recompute", "parts"), [(True, 1), (True, 2)])
+@pytest.mark.parametrize(("recompute", "parts"), [(True, 1), pytest.param(True, 2, marks=pytest.mark.long)])
 def test_a_search_that_looks_at_curvature_holds_less_and_ends_the_same(recompute, parts, tmp_path):
     words = {"method": "bayesnas", "space": "nb201", "source": "digits", "sizes": {"channels": 4, "cells": 1},
              "limit": 120, "epochs": 1, "closing_epochs": 0, "batch_size": 32,
